@@ -1,0 +1,35 @@
+"""GPT-2's byte-level BPE (Radford et al. 2019, section 2.2) through tiktoken, offline."""
+
+from pathlib import Path
+
+import tiktoken
+from tiktoken.load import data_gym_to_mergeable_bpe_ranks
+from tiktoken_ext.openai_public import ENDOFTEXT, r50k_pat_str
+
+ASSETS = Path(__file__).parent / "assets"
+NAME = "gpt2"
+ENCODER_SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
+VOCAB_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
+VOCAB_SIZE = 50257
+EOT = 50256  # <|endoftext|>: separates documents
+
+
+def load() -> tiktoken.Encoding:
+    """The GPT-2 tokenizer: `encode_ordinary(text)` gives ids below `VOCAB_SIZE`, `decode(ids)` the text again.
+
+    Raises:
+        ValueError: a vocabulary file is not the one OpenAI published.
+    """
+    ranks = data_gym_to_mergeable_bpe_ranks(
+        vocab_bpe_file=str(ASSETS / "vocab.bpe"),
+        encoder_json_file=str(ASSETS / "encoder.json"),
+        vocab_bpe_hash=VOCAB_SHA256,
+        encoder_json_hash=ENCODER_SHA256,
+    )
+    return tiktoken.Encoding(
+        NAME,
+        explicit_n_vocab=VOCAB_SIZE,
+        pat_str=r50k_pat_str,
+        mergeable_ranks=ranks,
+        special_tokens={ENDOFTEXT: EOT},
+    )
