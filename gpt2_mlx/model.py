@@ -1,0 +1,164 @@
+"""GPT-2 (Radford et al. 2019) as an `mlx.nn` module: tokens (B, T) -> logits (B, T, V).
+
+Shapes: B batch, T tokens, C n_embd, H n_head, D head_dim, V vocab_size.
+"""
+
+import math
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten, tree_map_with_path
+
+from .config import GPT2Config
+
+LAYER_NORM_EPSILON = 1e-5
+
+
+def dropout(x: mx.array, p: float, key: mx.array | None) -> mx.array:
+    """Zero each element with probability `p` and scale the rest by 1 / (1 - p); without a key, `x` as it is.
+
+    The mask is a function of the key alone, so that a recomputed forward pass drops the same elements.
+    """
+    if key is None or p == 0:
+        return x
+    return mx.where(mx.random.bernoulli(1 - p, x.shape, key=key), x * (1 / (1 - p)), 0)
+
+
+class CausalSelfAttention(nn.Module):
+    """Each position attends to itself and to the positions before it."""
+
+    def __init__(self, config: GPT2Config):
+        super().__init__()
+        self.n_head = config.n_head
+        self.dropout = config.dropout
+        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)
+        self.c_proj = nn.Linear(config.n_embd, config.n_embd)
+
+    def __call__(self, x: mx.array, key: mx.array | None = None) -> mx.array:
+        B, T, C = x.shape
+        qkv = self.c_attn(x).reshape(B, T, 3, self.n_head, C // self.n_head)
+        q, k, v = qkv.transpose(2, 0, 3, 1, 4)  # each (B, H, T, D)
+        scale = 1 / math.sqrt(C // self.n_head)
+        if key is None or self.dropout == 0:
+            y = mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask="causal")
+        else:  # the fused kernel cannot drop probabilities
+            scores = (q * scale) @ k.swapaxes(-1, -2)  # (B, H, T, T)
+            scores = mx.where(mx.tri(T, dtype=mx.bool_), scores, -mx.inf)
+            y = dropout(mx.softmax(scores, axis=-1, precise=True), self.dropout, key) @ v
+        y = y.swapaxes(1, 2).reshape(B, T, C)  # (B, H, T, D) -> (B, T, C)
+        return self.c_proj(y)
+
+
+class MLP(nn.Module):
+    """Two linear layers around the tanh form of GELU (Hendrycks & Gimpel 2016, section 2)."""
+
+    def __init__(self, config: GPT2Config):
+        super().__init__()
+        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd)
+        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.c_proj(nn.gelu_approx(self.c_fc(x)))  # (B, T, C) -> (B, T, 4C) -> (B, T, C)
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, config: GPT2Config):
+        super().__init__()
+        self.dropout = config.dropout
+        self.ln_1 = nn.LayerNorm(config.n_embd, eps=LAYER_NORM_EPSILON)
+        self.attn = CausalSelfAttention(config)
+        self.ln_2 = nn.LayerNorm(config.n_embd, eps=LAYER_NORM_EPSILON)
+        self.mlp = MLP(config)
+
+    def __call__(self, x: mx.array, key: mx.array | None = None) -> mx.array:
+        keys = (None, None, None) if key is None else mx.random.split(key, 3)
+        x = x + dropout(self.attn(self.ln_1(x), keys[0]), self.dropout, keys[1])
+        return x + dropout(self.mlp(self.ln_2(x)), self.dropout, keys[2])
+
+
+class GPT2(nn.Module):
+    """GPT-2 with its head tied to the token embedding.
+
+    The parameters carry GPT-2's own names: `wte wpe h ln_1 attn.c_attn attn.c_proj ln_2 mlp.c_fc mlp.c_proj ln_f`.
+
+    Args:
+        config: the architecture.
+        seed: what the initial weights follow from.
+    """
+
+    def __init__(self, config: GPT2Config, seed: int = 0):
+        super().__init__()
+        self.config = config
+        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
+        self.wpe = nn.Embedding(config.block_size, config.n_embd)
+        self.h = [Block(config) for _ in range(config.n_layer)]
+        self.ln_f = nn.LayerNorm(config.n_embd, eps=LAYER_NORM_EPSILON)
+        self.initialise(seed)
+
+    def initialise(self, seed: int) -> None:
+        """Draw all parameters anew, in float32 (Radford et al. 2018, section 4.1; 2019, section 2.3).
+
+        | parameter                  | distribution                    |
+        |----------------------------|---------------------------------|
+        | wte, wpe, c_attn, c_fc     | normal, std 0.02                |
+        | c_proj (ends a residual)   | normal, std 0.02 / sqrt(2 n_layer) |
+        | biases                     | 0                               |
+        | LayerNorm weights          | 1                               |
+        """
+        residual_std = 0.02 / math.sqrt(2 * self.config.n_layer)
+
+        def draw(name: str, old: mx.array) -> mx.array:
+            nonlocal key
+            if old.ndim < 2:
+                return mx.zeros(old.shape) if name.endswith("bias") else mx.ones(old.shape)
+            key, own = mx.random.split(key)
+            return mx.random.normal(old.shape, scale=residual_std if "c_proj" in name else 0.02, key=own)
+
+        key = mx.random.key(seed)
+        self.update(tree_map_with_path(draw, self.parameters()))
+
+    @property
+    def n_params(self) -> int:
+        """How many numbers the model holds; the tied head counts once."""
+        return sum(p.size for _, p in tree_flatten(self.parameters()))
+
+    def __call__(self, tokens: mx.array, key: mx.array | None = None) -> mx.array:
+        """The logits of the token that follows each position.
+
+        Args:
+            tokens: (B, T) integers in [0, vocab_size); T at most block_size.
+            key: where given, dropout is on and its masks follow from this key.
+
+        Returns:
+            (B, T, vocab_size) in the parameters' dtype.
+
+        Raises:
+            ValueError: a token or the length is out of range. Tokens are checked where their values are known;
+                inside `mx.compile` they are not.
+        """
+        self._check_tokens(tokens)
+        return self.wte.as_linear(self.hidden(tokens, key))
+
+    def hidden(self, tokens: mx.array, key: mx.array | None = None) -> mx.array:
+        """As `__call__` up to the head: (B, T) -> (B, T, C) after the last LayerNorm. Token ids are not checked."""
+        T = tokens.shape[1]
+        if T > self.config.block_size:
+            raise ValueError(f"{T} tokens do not fit: this model's block_size is {self.config.block_size}")
+        keys = [None] * (self.config.n_layer + 1) if key is None else mx.random.split(key, self.config.n_layer + 1)
+        x = self.wte(tokens) + self.wpe(mx.arange(T))  # (B, T, C)
+        x = dropout(x, self.config.dropout, keys[-1])
+        for block, block_key in zip(self.h, keys):
+            x = block(x, block_key)
+        return self.ln_f(x)
+
+    def _check_tokens(self, tokens: mx.array) -> None:
+        if tokens.ndim != 2 or tokens.size == 0 or not mx.issubdtype(tokens.dtype, mx.integer):
+            raise ValueError(f"tokens are {tokens.dtype} of shape {tokens.shape}; they must be integers, (B, T)")
+        try:
+            low, high = mx.min(tokens).item(), mx.max(tokens).item()
+        except ValueError:  # inside mx.compile there are no values yet
+            return
+        if low < 0 or high >= self.config.vocab_size:
+            raise ValueError(f"tokens lie in [{low}, {high}]; they must lie in [0, {self.config.vocab_size - 1}]")
