@@ -1,0 +1,53 @@
+"""A run's metrics.jsonl: one JSON object a line, each with "event" and "step". The only owner of that format.
+
+Events: start resume train eval sample save skip test end; the contract of each is in the README.
+"""
+
+import json
+import math
+from pathlib import Path
+
+from .files import new_file
+
+
+class MetricsLog:
+    """Appends events to a file, each whole line handed to the operating system before `write` returns."""
+
+    def __init__(self, path: Path):
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, event: str, step: int, **fields) -> None:
+        """Append one event; a number that JSON cannot say (nan, inf) is written as null."""
+        fields = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in fields.items()}
+        self._file.write(json.dumps({"event": event, "step": step, **fields}, ensure_ascii=False) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read(path: Path) -> list[dict]:
+    """All events of a file, in order; a last line that a kill cut short is left out.
+
+    Raises:
+        ValueError: a line before the last is not a JSON object with "event" and "step".
+    """
+    events = []
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    for number, line in enumerate(lines[:-1], 1):  # what follows the last newline is empty or torn
+        try:
+            event = json.loads(line)
+            events.append({"event": event["event"], "step": event["step"], **event})
+        except (ValueError, TypeError, KeyError):
+            raise ValueError(f"{path}, line {number} is not an event of a run: {line[:80]!r}") from None
+    return events
+
+
+def rewind(path: Path, step: int) -> list[dict]:
+    """Drop what a run wrote after `step`, so that it can be written again; returns the events that stay."""
+    if not path.exists():
+        return []
+    events = [e for e in read(path) if e["step"] <= step and e["event"] not in ("test", "end")]
+    with new_file(path) as aside:
+        aside.write_text("".join(json.dumps(e, ensure_ascii=False) + "\n" for e in events), encoding="utf-8")
+    return events

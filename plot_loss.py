@@ -1,0 +1,40 @@
+"""Draw the loss curves of one or several runs: `python plot_loss.py [RUN ...]`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from gpt2_mlx import cli, plot
+
+
+@dataclass(frozen=True)
+class PlotConfig:
+    """Draw the training and validation loss of one or several runs."""
+
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
+    """Run folders. Default: the newest under checkpoints/."""
+    out: Path | None = None
+    """The figure, .png, .svg or .pdf. Default: loss.png in the first run's folder."""
+    x: Literal["step", "tokens", "time"] = "step"
+    """The horizontal axis: optimizer steps, tokens read, or minutes."""
+
+
+def main() -> None:
+    config = cli.parse(PlotConfig)
+    runs = list(config.runs) or [newest()]
+    out = config.out or runs[0] / "loss.png"
+    plot.draw(runs, out, config.x)
+    print(out)
+
+
+def newest() -> Path:
+    logs = sorted(Path("checkpoints").glob("*/metrics.jsonl"), key=lambda log: log.stat().st_mtime)
+    if not logs:
+        raise ValueError("there is no run under checkpoints/: train one with `python train.py`, or name one")
+    return logs[-1].parent
+
+
+if __name__ == "__main__":
+    cli.run(main)
