@@ -1,0 +1,139 @@
+"""`TrainConfig`: every flag of train.py, with its unit and its reason."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Literal
+
+from ..config import PRESETS, GPT2Config
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Train a GPT-2 on a text: `python train.py`.
+
+    What is left out (None) follows from the preset and the device; `resolved` fills it in.
+    """
+
+    data: str = "tinyshakespeare"
+    """What to learn from: tinyshakespeare, shakespeare, a UTF-8 text file, or a folder of .txt files."""
+    preset: Literal["auto", "tiny", "baby", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"] = "auto"
+    """Size of the model; auto is baby on a GPU and tiny on a CPU."""
+    n_layer: int | None = None
+    """Blocks. Default: the preset's, as for the next four."""
+    n_head: int | None = None
+    """Attention heads; they divide n_embd."""
+    n_embd: int | None = None
+    """Width of a token's vector."""
+    block_size: int | None = None
+    """Tokens the model can look back on, and the length of a window of training."""
+    dropout: float | None = None
+    """Probability of dropping an activation; helps where a small text is read many times."""
+    init_from: str = "scratch"
+    """Weights to begin with: scratch, or a checkpoint folder."""
+    out: str | None = None
+    """Run folder. Default: checkpoints/<data>-<preset>."""
+    resume: bool = False
+    """Go on from the run's latest checkpoint, with the settings it was started with."""
+    max_steps: int | None = None
+    """Optimizer steps; the learning rate's cosine ends there."""
+    batch_size: int | None = None
+    """Windows per micro-batch; as many as memory and the device's speed allow."""
+    grad_accum_steps: int = 1
+    """Micro-batches per step: a larger batch without its memory."""
+    optimizer: Literal["adamw", "muon"] | None = None
+    """adamw, or muon: Muon for the hidden matrices and AdamW for the rest, which learns more per token."""
+    learning_rate: float | None = None
+    """Peak rate, reached after the warm-up."""
+    min_lr: float | None = None
+    """Rate of the last step. Default: a tenth of the peak."""
+    warmup_steps: int | None = None
+    """Steps of linear warm-up, while AdamW's moments are still rough."""
+    weight_decay: float = 0.1
+    """Decoupled decay of matrices, per unit of learning rate; vectors are left alone."""
+    beta2: float = 0.99
+    """AdamW's memory of squared gradients; 0.95 to 0.99 suits runs of thousands of steps."""
+    grad_clip: float = 1.0
+    """Largest global norm of a step's gradients; 0 is off. Keeps a bad batch from undoing good ones."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """Type of the forward and backward pass; weights, moments and the loss stay float32. Default: float32."""
+    seed: int = 1337
+    """Everything random follows from it: weights, order of reading, dropout, samples."""
+    eval_interval: int | None = None
+    """Steps between two validation losses. Default: a quarter of max_steps."""
+    log_interval: int = 10
+    """Steps between two lines of the log."""
+    sample_interval: int | None = None
+    """Steps between two samples; 0 is off. Default: eval_interval."""
+    save_interval: int | None = None
+    """Steps between two checkpoints. Default: eval_interval."""
+    keep: int = 2
+    """Checkpoints to keep beside the best one, the newest."""
+    patience: int = 0
+    """Stop after so many validations without a new best; 0 is off."""
+    device: Literal["auto", "gpu", "cpu"] = "auto"
+    """Where to compute; auto takes the GPU where there is one."""
+    compile: bool = True
+    """Fuse the step with mx.compile; off only to debug."""
+
+    def __post_init__(self):
+        at_least = {
+            0: ("weight_decay", "grad_clip", "seed", "sample_interval", "patience", "warmup_steps", "min_lr"),
+            1: ("max_steps", "batch_size", "grad_accum_steps", "eval_interval", "log_interval", "save_interval", "keep"),
+        }
+        for least, names in at_least.items():
+            for name in names:
+                value = getattr(self, name)
+                if value is not None and not value >= least:
+                    raise ValueError(f"{flag(name)} is {value}; it must be at least {least}")
+        if self.learning_rate is not None and not 0 < self.learning_rate < float("inf"):
+            raise ValueError(f"--learning-rate is {self.learning_rate}; it must be more than 0")
+        if not 0 <= self.beta2 < 1:
+            raise ValueError(f"--beta2 is {self.beta2}; it must be at least 0 and less than 1")
+
+    def resolved(self, on_gpu: bool, init: GPT2Config | None = None) -> "TrainConfig":
+        """The same settings with nothing left out: defaults by preset and device.
+
+        Args:
+            on_gpu: whether a GPU computes.
+            init: the shape of the checkpoint to begin with, if any; it takes the preset's place.
+
+        Raises:
+            ValueError: a flag asks for another shape than the checkpoint's.
+        """
+        preset = self.preset if self.preset != "auto" else ("baby" if on_gpu else "tiny")
+        given = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
+        shape = {name: getattr(init or PRESETS[preset], name) for name in SHAPE}
+        for name in SHAPE:
+            if init and name != "dropout" and given.get(name, shape[name]) != shape[name]:
+                raise ValueError(f"{flag(name)} is {given[name]}, but {self.init_from} has {shape[name]}")
+        full = {**shape, **DEFAULTS[preset], **given, "preset": preset}
+        full.setdefault("min_lr", full["learning_rate"] / 10)
+        full.setdefault("eval_interval", max(1, full["max_steps"] // 4))
+        full.setdefault("sample_interval", full["eval_interval"])
+        full.setdefault("save_interval", full["eval_interval"])
+        full.setdefault("dtype", "float32")
+        return TrainConfig(**full)
+
+    def model_config(self) -> GPT2Config:
+        """The model's shape, of resolved settings."""
+        return GPT2Config(**{name: getattr(self, name) for name in SHAPE})
+
+
+SHAPE = ("n_layer", "n_head", "n_embd", "block_size", "dropout")
+
+
+def flag(name: str) -> str:
+    """The flag of a field: "--n-layer" of "n_layer"."""
+    return "--" + name.replace("_", "-")
+
+
+# Tuned on Tiny Shakespeare for tiny; see the README for what was measured.
+_LARGE = {"max_steps": 2000, "batch_size": 4, "warmup_steps": 100, "learning_rate": 6e-4, "optimizer": "adamw"}
+DEFAULTS = {
+    "tiny": {"max_steps": 600, "batch_size": 16, "warmup_steps": 30, "learning_rate": 3e-3, "optimizer": "muon"},
+    "baby": {"max_steps": 2000, "batch_size": 32, "warmup_steps": 100, "learning_rate": 1e-3, "optimizer": "muon"},
+    "gpt2": _LARGE,
+    "gpt2-medium": _LARGE | {"learning_rate": 3e-4},
+    "gpt2-large": _LARGE | {"learning_rate": 2.5e-4, "batch_size": 2},
+    "gpt2-xl": _LARGE | {"learning_rate": 2e-4, "batch_size": 1},
+}

@@ -1,0 +1,150 @@
+"""Tokens for training: a cached, memory-mapped data set and a deterministic loader whose position is data."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from .. import tokenizer
+from ..files import new_folder
+from .text import Source
+
+CACHE = Path(__file__).resolve().parents[2] / "data" / "cache"
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class TokenDataset:
+    """The tokens of a text, split by position into the first 80 %, the next 10 % and the last 10 %.
+
+    Attributes:
+        tokens: (n,) uint16, memory-mapped.
+    """
+
+    tokens: np.ndarray
+
+    @staticmethod
+    def open(source: Source, cache: Path = CACHE) -> "TokenDataset":
+        """Tokenize a source, or map the tokens that an earlier call cached; a damaged cache is made anew.
+
+        Raises:
+            ValueError: a file is not UTF-8 (the message shows the offset) or empty.
+        """
+        folder = cache / _key(source)
+        if not _is_whole(folder):
+            _write(folder, _encode(source))
+        return TokenDataset(np.load(folder / "tokens.npy", mmap_mode="r"))
+
+    def split(self, name: str) -> np.ndarray:
+        """The tokens of "train", "val" or "test"."""
+        borders = [0, len(self.tokens) * 8 // 10, len(self.tokens) * 9 // 10, len(self.tokens)]
+        i = SPLITS.index(name)
+        return self.tokens[borders[i] : borders[i + 1]]
+
+    def check_length(self, block_size: int) -> None:
+        """Raise a ValueError where a split is too short to read from."""
+        for name, least in (("train", block_size + 1), ("val", 2), ("test", 2)):
+            n = len(self.split(name))
+            if n < least:
+                raise ValueError(
+                    f"the text is too short: its {len(self.tokens)} tokens leave {n} for {name}, which needs {least}"
+                    f" with --block-size {block_size}"
+                )
+
+
+def _key(source: Source) -> str:
+    """What the tokens follow from: the files' contents, their order, and the vocabulary."""
+    digest = hashlib.sha256(tokenizer.VOCAB_SHA256.encode())
+    for file in source.files:
+        digest.update(hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()[:24]
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        recorded = json.loads((folder / "meta.json").read_text())["sha256"]
+        return hashlib.sha256((folder / "tokens.npy").read_bytes()).hexdigest() == recorded
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _encode(source: Source) -> np.ndarray:
+    """The tokens of all files, <|endoftext|> between two."""
+    encoding = tokenizer.load()
+    parts: list[np.ndarray] = []
+    for file in source.files:
+        if parts:
+            parts.append(np.array([tokenizer.EOT]))
+        parts.append(np.array(encoding.encode_ordinary(_read(file)), dtype=np.uint16))
+    tokens = np.concatenate(parts).astype(np.uint16)
+    if not len(tokens):
+        raise ValueError(f"{source.name} is empty: {', '.join(map(str, source.files))}")
+    return tokens
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not UTF-8: byte {file.read_bytes()[error.start]:#04x} at offset {error.start}") from None
+
+
+def _write(folder: Path, tokens: np.ndarray) -> None:
+    with new_folder(folder) as aside:
+        np.save(aside / "tokens.npy", tokens)
+        digest = hashlib.sha256((aside / "tokens.npy").read_bytes()).hexdigest()
+        (aside / "meta.json").write_text(json.dumps({"tokens": len(tokens), "sha256": digest}))
+
+
+class DataLoader:
+    """Windows of a split in an order that is a function of (seed, epoch).
+
+    An epoch cuts the tokens into windows of block_size at a random offset and reads each once. The position, the
+    number of windows read so far, is all the state there is.
+    """
+
+    def __init__(self, tokens: np.ndarray, batch_size: int, block_size: int, seed: int, position: int = 0):
+        self.tokens = tokens
+        self.batch_size = batch_size
+        self.block_size = block_size
+        self.seed = seed
+        self.position = position
+        self.windows_per_epoch = max(1, (len(tokens) - block_size) // block_size)
+        self._epoch, self._starts = -1, np.empty(0)
+
+    def next_batch(self) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens and the tokens that follow them, both (batch_size, block_size) int32; the position advances."""
+        positions = range(self.position, self.position + self.batch_size)
+        windows = np.stack([self._window(position) for position in positions])  # (B, T + 1)
+        self.position += self.batch_size
+        return windows[:, :-1], windows[:, 1:]
+
+    def _window(self, position: int) -> np.ndarray:
+        epoch, i = divmod(position, self.windows_per_epoch)
+        if epoch != self._epoch:
+            self._epoch, self._starts = epoch, self._order(epoch)
+        start = self._starts[i]
+        return self.tokens[start : start + self.block_size + 1].astype(np.int32)
+
+    def _order(self, epoch: int) -> np.ndarray:
+        n, T = self.windows_per_epoch, self.block_size
+        random = np.random.RandomState([self.seed, epoch])  # the one stream that NumPy has frozen
+        offset = random.randint(min(T, len(self.tokens) - n * T))
+        return offset + T * random.permutation(n)
+
+
+def evaluation_batches(tokens: np.ndarray, batch_size: int, block_size: int, ignore: int):
+    """Yield tokens and targets, both (batch_size, block_size) int32, that hold each target of a split once.
+
+    The windows follow each other; what is missing in the last, ragged ones has the target `ignore`.
+    """
+    n = len(tokens) - 1  # targets
+    size = batch_size * block_size
+    for start in range(0, n, size):
+        count = min(size, n - start)
+        inputs, targets = np.zeros(size, np.int32), np.full(size, ignore, np.int32)
+        inputs[:count] = tokens[start : start + count]
+        targets[:count] = tokens[start + 1 : start + count + 1]
+        yield inputs.reshape(batch_size, block_size), targets.reshape(batch_size, block_size)

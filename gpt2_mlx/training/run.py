@@ -1,0 +1,94 @@
+"""Opening a run: from settings to a trainer that is ready, in a run folder that says how it was made."""
+
+import dataclasses
+import importlib.metadata
+import json
+import platform
+from pathlib import Path
+
+import mlx.core as mx
+
+from .. import checkpoint, device, metrics
+from ..files import new_file, remove_leftovers
+from ..model import GPT2
+from .config import TrainConfig, flag
+from .data import SPLITS, TokenDataset
+from .text import Source
+from .trainer import Trainer
+
+# What a resumed run must share with the one that was stopped, or it would be another run.
+_FIXED = ("preset", "n_layer", "n_head", "n_embd", "block_size", "dropout", "init_from", "batch_size")
+_FIXED += ("grad_accum_steps", "optimizer", "dtype", "seed")
+
+
+def saved_settings(run: Path) -> TrainConfig | None:
+    """The settings a run was started with, None where there is no run yet.
+
+    Raises:
+        ValueError: train.json is not one of ours.
+    """
+    path = run / "train.json"
+    if not path.exists():
+        return None
+    try:
+        return TrainConfig(**json.loads(path.read_text(encoding="utf-8"))["config"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from None
+
+
+def check_unchanged(config: TrainConfig, saved: TrainConfig) -> None:
+    """Raise a ValueError where a resumed run's settings would make it another run."""
+    for name in _FIXED:
+        new, old = getattr(config, name), getattr(saved, name)
+        if new != old:
+            raise ValueError(f"{flag(name)} is {new}, but the run to resume was started with {old}")
+
+
+def open_run(config: TrainConfig, source: Source, run: Path) -> Trainer:
+    """A trainer for resolved settings: new, or with --resume as its latest checkpoint left it.
+
+    Raises:
+        ValueError: the folder holds a run and --resume is not given, or what it holds does not fit.
+    """
+    latest = run / "latest"
+    if latest.exists() and not config.resume:
+        raise ValueError(f"{run} holds a run already: go on with --resume, or choose another folder with --out")
+    dataset = TokenDataset.open(source)
+    dataset.check_length(config.block_size)
+    trainer = Trainer(config, _model(config), dataset, run)
+    run.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(run)
+    if latest.exists():
+        trainer.restore(latest.resolve())
+    step = trainer.progress.step
+    metrics.rewind(run / "metrics.jsonl", step if latest.exists() else -1)
+    facts = _facts(trainer, source)
+    with new_file(run / "train.json") as aside:
+        aside.write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    log = metrics.MetricsLog(run / "metrics.jsonl")
+    log.write("resume" if latest.exists() else "start", step, **facts)
+    log.close()
+    return trainer
+
+
+def _model(config: TrainConfig) -> GPT2:
+    model = GPT2(config.model_config(), config.seed)
+    if config.init_from == "scratch":
+        mx.eval(model.parameters())
+    else:
+        checkpoint.load_weights(checkpoint.resolve(Path(config.init_from)), model)
+    return model
+
+
+def _facts(trainer: Trainer, source: Source) -> dict:
+    """What a reader of the run must know: its settings, its text, what it ran on and with."""
+    return {
+        "config": dataclasses.asdict(trainer.config) | {"resume": False, "out": str(trainer.run)},
+        "text": {"name": source.name, "files": [str(file) for file in source.files], "note": source.note},
+        "tokens": {split: len(trainer.dataset.split(split)) for split in SPLITS},
+        "n_params": trainer.model.n_params,
+        "device": device.description(),
+        "dtype": trainer.config.dtype,
+        "versions": {"python": platform.python_version()}
+        | {name: importlib.metadata.version(name) for name in ("mlx", "numpy", "tiktoken")},
+    }

@@ -1,0 +1,66 @@
+"""Where a text comes from: what ships with the project, what is fetched once, what the user has."""
+
+import hashlib
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..files import new_file
+
+DATA = Path(__file__).resolve().parents[2] / "data"
+TINYSHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+TINYSHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
+
+
+@dataclass(frozen=True)
+class Source:
+    """The files of a text, in the order they are read."""
+
+    name: str  # names the run's folder
+    files: tuple[Path, ...]
+    note: str = ""  # what the user must know about it
+
+
+def find(data: str) -> Source:
+    """The files behind --data.
+
+    Raises:
+        ValueError: there is no such text.
+    """
+    if data == "tinyshakespeare":
+        return _tinyshakespeare()
+    if data == "shakespeare":
+        return Source("shakespeare", (DATA / "shakespeare" / "input.txt",))
+    path = Path(data)
+    if path.is_dir():
+        files = tuple(sorted(path.rglob("*.txt")))
+        if not files:
+            raise ValueError(f"--data is the folder {data}, which holds no .txt file")
+        return Source(path.resolve().name, files)
+    if path.is_file():
+        return Source(path.resolve().stem, (path,))
+    raise ValueError(
+        f"--data is {data!r}, which is no file or folder; allowed: tinyshakespeare, shakespeare, a text file, a folder of .txt files"
+    )
+
+
+def _tinyshakespeare() -> Source:
+    path = DATA / "tinyshakespeare" / "input.txt"
+    if not path.exists():
+        try:
+            _fetch(TINYSHAKESPEARE_URL, TINYSHAKESPEARE_SHA256, path)
+        except (OSError, ValueError) as error:
+            note = f"Tiny Shakespeare could not be fetched ({error}); training on the text `shakespeare` instead"
+            return Source("shakespeare", find("shakespeare").files, note)
+    return Source("tinyshakespeare", (path,))
+
+
+def _fetch(url: str, sha256: str, path: Path) -> None:
+    """Download a small file to `path`, which is not touched unless the content is the expected one."""
+    with urllib.request.urlopen(url, timeout=5) as response:
+        content = response.read()
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise ValueError(f"what {url} sent is not the expected file")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with new_file(path) as aside:
+        aside.write_bytes(content)

@@ -1,0 +1,62 @@
+"""Train a GPT-2 on a text: `python train.py`; `--help` shows every flag."""
+
+import signal
+from pathlib import Path
+
+from gpt2_mlx import checkpoint, cli, device, plot
+from gpt2_mlx.training import run, text
+from gpt2_mlx.training.config import TrainConfig
+from gpt2_mlx.training.trainer import Trainer
+
+
+def main() -> None:
+    flags = cli.parse(TrainConfig)
+    on_gpu = device.select(flags.device) == "gpu"
+    source = None if flags.out else text.find(flags.data)
+    folder = Path(flags.out or f"checkpoints/{source.name}-{flags.resolved(on_gpu).preset}")
+    saved = run.saved_settings(folder) if flags.resume else None
+    if saved:
+        flags = cli.parse(TrainConfig, default=saved)  # the flags given now override those of then
+    source = source or text.find(flags.data)
+    init = None if flags.init_from == "scratch" else checkpoint.read_config(checkpoint.resolve(Path(flags.init_from)))
+    config = flags.resolved(on_gpu, init)
+    if saved:
+        run.check_unchanged(config, saved)
+    trainer = run.open_run(config, source, folder)
+    greet(trainer, source)
+    stop_on_signals(trainer)
+    reason = trainer.fit()
+    plot.draw([folder], folder / "loss.png")
+    if reason in signal.Signals.__members__:
+        print(f"stopped by {reason}, saved: `python train.py --resume --out {folder}` goes on")
+        raise SystemExit(128 + signal.Signals[reason])
+    print(f"the run is in {folder}: its losses in metrics.jsonl and loss.png, its model in {folder / 'best'}")
+
+
+def greet(trainer: Trainer, source: text.Source) -> None:
+    config, tokens = trainer.config, {name: len(trainer.dataset.split(name)) for name in ("train", "val", "test")}
+    if source.note:
+        print(f"NOTE: {source.note}")
+    print(f"device: {device.description()}")
+    print(f"text:   {source.name}, {' + '.join(f'{n:,} {name}' for name, n in tokens.items())} tokens")
+    print(
+        f"model:  {config.preset}, {trainer.model.n_params / 1e6:.1f}M parameters"
+        f" ({config.n_layer} layers, {config.n_head} heads, {config.n_embd} wide, {config.block_size} tokens)"
+    )
+    began = f"from step {trainer.progress.step} " if trainer.progress.step else ""
+    print(f"run:    {trainer.run}, {began}to step {config.max_steps}, {config.optimizer}, {config.dtype}", flush=True)
+
+
+def stop_on_signals(trainer: Trainer) -> None:
+    """Have Ctrl-C and SIGTERM end the run after the step in hand; the same signal again ends it at once."""
+
+    def stop(number: int, _) -> None:
+        trainer.stop_reason = signal.Signals(number).name
+        signal.signal(number, signal.SIG_DFL)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
+
+
+if __name__ == "__main__":
+    cli.run(main)
