@@ -14,7 +14,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 from . import tokenizer
 from .config import GPT2Config
 from .files import link, new_folder
-from .model import LAYER_NORM_EPSILON, GPT2
+from .model import GPT2, LAYER_NORM_EPSILON
 
 _STORED_IN_OUT = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 

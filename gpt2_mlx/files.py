@@ -23,7 +23,7 @@ def new_file(path: Path) -> Iterator[Path]:
     try:
         yield aside
         sync(aside)
-        os.replace(aside, path)
+        aside.replace(path)
         sync(path.parent)
     finally:
         aside.unlink(missing_ok=True)
@@ -42,7 +42,7 @@ def new_folder(path: Path) -> Iterator[Path]:
         sync(aside)
         if path.exists():  # a folder cannot be replaced in one call
             shutil.rmtree(path)
-        os.rename(aside, path)
+        aside.rename(path)
         sync(path.parent)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
@@ -53,7 +53,7 @@ def link(path: Path, target: str) -> None:
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     aside.unlink(missing_ok=True)
     aside.symlink_to(target)
-    os.replace(aside, path)
+    aside.replace(path)
     sync(path.parent)
 
 

@@ -5,6 +5,7 @@ Events: start resume train eval sample save skip test end; the contract of each 
 
 import json
 import math
+from itertools import takewhile
 from pathlib import Path
 
 from .files import new_file
@@ -47,7 +48,8 @@ def rewind(path: Path, step: int) -> list[dict]:
     """Drop what a run wrote after `step`, so that it can be written again; returns the events that stay."""
     if not path.exists():
         return []
-    events = [e for e in read(path) if e["step"] <= step and e["event"] not in ("test", "end")]
+    events = takewhile(lambda e: e["event"] != "test", read(path))  # the test and its samples come last
+    events = [e for e in events if e["step"] <= step and e["event"] != "end"]
     with new_file(path) as aside:
         aside.write_text("".join(json.dumps(e, ensure_ascii=False) + "\n" for e in events), encoding="utf-8")
     return events

@@ -9,7 +9,6 @@ Out: input.txt beside this file: a speaker's name and a colon, the lines of the 
 
 import hashlib
 import json
-import os
 import re
 import sys
 import tarfile
@@ -124,7 +123,7 @@ def main():
     data = text.encode()
     aside = HERE / "input.txt.new"
     aside.write_bytes(data)
-    os.replace(aside, HERE / "input.txt")
+    aside.replace(HERE / "input.txt")
     print(f"{len(data)} bytes, {plays} plays, {spoken} speeches, sha256 {sha256(data)}")
     if sha256(data) != TEXT_SHA256:
         sys.exit(f"input.txt is not as expected: its sha256 should be {TEXT_SHA256}")

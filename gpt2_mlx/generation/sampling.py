@@ -16,10 +16,8 @@ def sample(logits: mx.array, temperature: float, top_k: int, key: mx.array) -> m
     """
     if temperature == 0:
         return mx.argmax(logits)
-    if 0 < top_k < len(logits):
-        candidates = mx.argpartition(-logits, top_k)[:top_k]
-    else:
-        candidates = mx.arange(len(logits))
+    k = min(top_k, len(logits)) or len(logits)
+    candidates = mx.argpartition(-logits, k - 1)[:k]
     cumulated = mx.cumsum(mx.softmax(logits[candidates].astype(mx.float32) / temperature))
     drawn = mx.random.uniform(key=key) * cumulated[-1]
     return candidates[mx.minimum(mx.sum(cumulated <= drawn), len(candidates) - 1)]

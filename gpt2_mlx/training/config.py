@@ -76,9 +76,10 @@ class TrainConfig:
     """Fuse the step with mx.compile; off only to debug."""
 
     def __post_init__(self):
+        counts = ("max_steps", "batch_size", "grad_accum_steps", "eval_interval", "log_interval", "save_interval")
         at_least = {
             0: ("weight_decay", "grad_clip", "seed", "sample_interval", "patience", "warmup_steps", "min_lr"),
-            1: ("max_steps", "batch_size", "grad_accum_steps", "eval_interval", "log_interval", "save_interval", "keep"),
+            1: (*counts, "keep"),
         }
         for least, names in at_least.items():
             for name in names:

@@ -85,10 +85,12 @@ def _encode(source: Source) -> np.ndarray:
 
 
 def _read(file: Path) -> str:
+    content = file.read_bytes()
     try:
-        return file.read_bytes().decode("utf-8")
+        return content.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is not UTF-8: byte {file.read_bytes()[error.start]:#04x} at offset {error.start}") from None
+        at = error.start
+        raise ValueError(f"{file} is not UTF-8: byte {content[at]:#04x} at offset {at}") from None
 
 
 def _write(folder: Path, tokens: np.ndarray) -> None:

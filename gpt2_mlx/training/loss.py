@@ -26,47 +26,72 @@ def cross_entropy(hidden: mx.array, wte: mx.array, targets: mx.array) -> tuple[m
     """
     targets = targets.reshape(-1)
     loss, _, _ = _loss_and_gradients(hidden.reshape(-1, hidden.shape[-1]), wte, targets)
-    return loss, mx.sum(targets != IGNORE).astype(mx.float32)
+    return loss, _count(targets)
 
 
 def cross_entropy_value(hidden: mx.array, wte: mx.array, targets: mx.array) -> tuple[mx.array, mx.array]:
-    """As `cross_entropy`, without making a gradient: for evaluation."""
-    targets = targets.reshape(-1)
-    loss, _, _ = _chunked(hidden.reshape(-1, hidden.shape[-1]), wte, targets)
-    return loss, mx.sum(targets != IGNORE).astype(mx.float32)
+    """As `cross_entropy`, without a gradient: for evaluation."""
+    hidden, targets = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
+    log_totals = []
+    for chunk in _chunks(len(hidden), wte):
+        h = mx.depends(hidden[chunk], log_totals[-1:])  # one chunk after the other
+        _, _, log_total = _exponentials(h, wte)
+        log_totals.append(log_total)
+    return _loss(hidden, wte[mx.maximum(targets, 0)], mx.concatenate(log_totals), targets), _count(targets)
 
 
-def _chunked(hidden: mx.array, wte: mx.array, targets: mx.array) -> tuple[mx.array, mx.array, mx.array]:
-    """loss (), its gradient for hidden (N, C) and for wte (V, C); what is not used is never computed.
+@mx.custom_function
+def _loss_and_gradients(hidden: mx.array, wte: mx.array, targets: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+    """The loss (), its gradient for hidden (N, C) and for wte (V, C).
 
     With p = softmax(logits), d loss / d logits = p - one_hot(target). The one_hot's share of the gradients needs no
     logits; p's is made with its divisor applied to the small matrices.
     """
-    rows = device.logits_rows(len(wte))
-    counts = (targets != IGNORE)[:, None].astype(mx.float32)  # (N, 1)
-    targets = mx.maximum(targets, 0)
-    at_target = wte[targets]  # (N, C)
-    log_total, d_hidden, d_wte = [], [], mx.zeros(wte.shape)
-    for start in range(0, len(targets), rows):
-        h = hidden[start : start + rows]  # (n, C)
-        logits = (h @ wte.T).astype(mx.float32)  # (n, V)
-        peak = mx.max(logits, axis=-1, keepdims=True)
-        e = device.exp_of_negative(logits - peak)
-        total = mx.sum(e, axis=-1, keepdims=True)  # (n, 1)
-        scale = counts[start : start + rows] / total
-        log_total.append(mx.log(total) + peak)
+    counts = _counts(targets)  # (N, 1)
+    log_totals, d_hidden, d_wte = [], [], mx.zeros(wte.shape)
+    for chunk in _chunks(len(hidden), wte):
+        h = mx.depends(hidden[chunk], [d_wte, *d_hidden[-1:]])  # (n, C), one chunk after the other
+        e, total, log_total = _exponentials(h, wte)
+        scale = counts[chunk] / total  # (n, 1)
+        log_totals.append(log_total)
         d_hidden.append((e @ wte) * scale)
         d_wte = mx.addmm(d_wte, e.T, h * scale)
-    target_logit = mx.sum(hidden * at_target, axis=-1, keepdims=True)
-    loss = mx.sum(counts * (mx.concatenate(log_total) - target_logit))
+    at_target = wte[mx.maximum(targets, 0)]  # (N, C)
+    loss = _loss(hidden, at_target, mx.concatenate(log_totals), targets)
     d_hidden = mx.concatenate(d_hidden) - counts * at_target
-    return loss, d_hidden, d_wte.at[targets].add(-counts * hidden)
-
-
-_loss_and_gradients = mx.custom_function(_chunked)
+    return loss, d_hidden, d_wte.at[mx.maximum(targets, 0)].add(-counts * hidden)
 
 
 @_loss_and_gradients.vjp
-def _loss_vjp(primals, cotangents, outputs):
+def _vjp(primals, cotangents, outputs):
+    hidden, wte, targets = primals
     _, d_hidden, d_wte = outputs
-    return cotangents[0] * d_hidden, cotangents[0] * d_wte, mx.zeros_like(primals[2])
+    loss = cotangents[0]
+    return (loss * d_hidden).astype(hidden.dtype), (loss * d_wte).astype(wte.dtype), mx.zeros_like(targets)
+
+
+def _chunks(n: int, wte: mx.array) -> list[slice]:
+    rows = device.logits_rows(len(wte))
+    return [slice(start, start + rows) for start in range(0, n, rows)]
+
+
+def _exponentials(h: mx.array, wte: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+    """h (n, C) -> exp(logits - peak) (n, V), its sum (n, 1), and the log of the sum of exp(logits) (n, 1)."""
+    logits = (h @ wte.T).astype(mx.float32)
+    peak = mx.max(logits, axis=-1, keepdims=True)
+    e = device.exp_of_negative(logits - peak)
+    total = mx.sum(e, axis=-1, keepdims=True)
+    return e, total, mx.log(total) + peak
+
+
+def _loss(hidden: mx.array, at_target: mx.array, log_total: mx.array, targets: mx.array) -> mx.array:
+    target_logit = mx.sum(hidden * at_target, axis=-1, keepdims=True)  # (N, 1)
+    return mx.sum(_counts(targets) * (log_total - target_logit))
+
+
+def _counts(targets: mx.array) -> mx.array:
+    return (targets != IGNORE)[:, None].astype(mx.float32)  # (N, 1)
+
+
+def _count(targets: mx.array) -> mx.array:
+    return mx.sum(targets != IGNORE).astype(mx.float32)

@@ -40,7 +40,8 @@ def find(data: str) -> Source:
     if path.is_file():
         return Source(path.resolve().stem, (path,))
     raise ValueError(
-        f"--data is {data!r}, which is no file or folder; allowed: tinyshakespeare, shakespeare, a text file, a folder of .txt files"
+        f"--data is {data!r}, which is no file or folder; allowed: tinyshakespeare, shakespeare, a text file,"
+        " a folder of .txt files"
     )
 
 

@@ -94,6 +94,7 @@ class Trainer:
             progress.step += 1
             now = time.perf_counter()
             progress.elapsed_s = now - self._began
+            progress.skipped += not taken.item()
             tokens = config.grad_accum_steps * config.batch_size * config.block_size
             self._report.step(
                 progress.step,

@@ -1,0 +1,48 @@
+import pytest
+
+from gpt2_mlx import files
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_file_is_replaced_at_once_or_not_at_all(tmp_path):
+    path = tmp_path / "a"
+    with files.new_file(path) as aside:
+        aside.write_text("one")
+        assert not path.exists()
+    with pytest.raises(KeyError), files.new_file(path) as aside:
+        aside.write_text("half")
+        raise KeyError
+    assert path.read_text() == "one"
+    assert names(tmp_path) == ["a"]
+
+
+def test_a_folder_appears_at_once_or_not_at_all(tmp_path):
+    path = tmp_path / "sub" / "a"
+    for content in ("one", "two"):  # made, then replaced
+        with files.new_folder(path) as aside:
+            (aside / "f").write_text(content)
+        assert (path / "f").read_text() == content
+    with pytest.raises(KeyError), files.new_folder(path) as aside:
+        (aside / "f").write_text("half")
+        raise KeyError
+    assert (path / "f").read_text() == "two"
+    assert names(path.parent) == ["a"]
+
+
+def test_a_link_moves(tmp_path):
+    for target in ("one", "two"):
+        (tmp_path / target).mkdir()
+        files.link(tmp_path / "latest", target)
+        assert str((tmp_path / "latest").readlink()) == target
+
+
+def test_leftovers_of_a_killed_process_go(tmp_path):
+    (tmp_path / ".step-1.77.tmp").mkdir()
+    (tmp_path / ".step-1.77.tmp" / "f").write_text("half")
+    (tmp_path / ".latest.77.tmp").symlink_to("nowhere")
+    (tmp_path / "step-1").mkdir()
+    files.remove_leftovers(tmp_path)
+    assert names(tmp_path) == ["step-1"]

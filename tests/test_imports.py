@@ -1,0 +1,87 @@
+"""The rules of the house: who may import whom, and that importing does nothing."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "gpt2_mlx"
+# Each file may import the files before it; the wings do not meet, but training may use generation.
+FLOOR_0 = ["blas", "files", "config", "device", "tokenizer", "metrics", "cli"]
+FLOOR_1 = ["model", "kv_cache", "checkpoint", "pretrained", "plot"]
+WINGS = {
+    "generation": ["generation.sampling", "generation.scheduler", "generation.engine"],
+    "training": [
+        f"training.{name}" for name in ("config", "text", "data", "loss", "optim", "report", "trainer", "run")
+    ],
+    "serving": [f"serving.{name}" for name in ("schemas", "async_engine", "app")],
+}
+REACH = {"generation": ["generation"], "training": ["generation", "training"], "serving": ["generation", "serving"]}
+ROOT = ["__init__", "__main__"]  # the public face may import all
+
+
+def modules() -> list[str]:
+    names = [str(path.relative_to(PACKAGE).with_suffix("")).replace("/", ".") for path in PACKAGE.rglob("*.py")]
+    return [name for name in names if name not in ROOT and not name.endswith(".__init__")]
+
+
+def imports_of(module: str) -> set[str]:
+    """The package's own modules that a module imports, at any depth of its code."""
+    tree = ast.parse((PACKAGE / f"{module.replace('.', '/')}.py").read_text())
+    parents = module.split(".")[:-1]
+    known, found = set(modules()), set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = parents[: len(parents) - node.level + 1]
+            if node.module:
+                base = [*base, *node.module.split(".")]
+            candidates = [".".join([*base, alias.name]) for alias in node.names] + [".".join(base)]
+            found |= known & set(candidates)
+        elif isinstance(node, (ast.Import, ast.ImportFrom)):
+            names = [node.module] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
+            assert not any(name.startswith("gpt2_mlx") for name in names), f"{module} imports absolutely"
+    return found
+
+
+def allowed_for(module: str) -> set[str]:
+    ground = FLOOR_0 + FLOOR_1
+    if module in ground:
+        return set(ground[: ground.index(module)])
+    wing = module.split(".")[0]
+    others = [name for reach in REACH[wing] if reach != wing for name in WINGS[reach]]
+    return {*ground, *others, *WINGS[wing][: WINGS[wing].index(module)]}
+
+
+@pytest.mark.parametrize("module", modules())
+def test_imports_only_what_lies_below(module):
+    assert imports_of(module) <= allowed_for(module)
+
+
+def test_importing_everything_does_nothing():
+    names = ", ".join(f"gpt2_mlx.{name}" for name in modules())
+    code = f"""
+import sys, threading
+def audit(event, args):
+    if event == "open" and isinstance(args[1], str) and set(args[1]) & set("wax+"):
+        raise SystemExit(f"an import writes {{args}}")
+    if event.startswith("socket."):
+        raise SystemExit("an import opens a socket")
+import gpt2_mlx  # compiles the forwarder to the BLAS
+sys.dont_write_bytecode = True
+sys.addaudithook(audit)
+import {names}
+import mlx.core as mx, logging
+assert threading.active_count() == 1
+assert mx.get_peak_memory() == 0, "an import computes"
+assert not logging.getLogger().handlers
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=PACKAGE.parent)
+
+
+def test_only_device_asks_what_machine_this_is():
+    for module in set(modules()) - {"device", "blas"}:
+        source = (PACKAGE / f"{module.replace('.', '/')}.py").read_text()
+        for question in ("sys.platform", "platform.machine", "mx.metal", "mx.cuda", "mx.gpu", "mx.cpu", "device_info"):
+            assert question not in source, (module, question)

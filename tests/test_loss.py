@@ -1,0 +1,69 @@
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gpt2_mlx import device
+from gpt2_mlx.training.loss import IGNORE, cross_entropy, cross_entropy_value
+
+
+def plain(hidden, wte, targets):
+    losses = nn.losses.cross_entropy(hidden @ wte.T, mx.maximum(targets, 0))
+    return mx.sum(mx.where(targets == IGNORE, 0, losses))
+
+
+@pytest.fixture(params=[1, 3, 4, 7, 100], ids=lambda rows: f"{rows}_rows")
+def rows(request, monkeypatch):
+    """Chunks of these many rows: 7 tokens in one, in several, in ragged ones."""
+    monkeypatch.setattr(device, "logits_rows", lambda vocab_size: request.param)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("scale", [0.3, 3.0, 30.0], ids=["flat", "peaked", "very_peaked"])
+def test_equals_the_plain_formula_in_value_and_gradient(rows, compiled, scale):
+    random = np.random.RandomState(1)
+    hidden = mx.array(random.standard_normal((7, 16)).astype(np.float32))
+    wte = mx.array((scale * random.standard_normal((211, 16))).astype(np.float32))
+    targets = mx.array([3, 210, 0, IGNORE, 3, 17, 17])
+    ours = mx.value_and_grad(lambda h, w: 0.5 * cross_entropy(h, w, targets)[0], argnums=(0, 1))
+    theirs = mx.value_and_grad(lambda h, w: 0.5 * plain(h, w, targets), argnums=(0, 1))
+    value, gradients = (mx.compile(ours) if compiled else ours)(hidden, wte)
+    expected, expected_gradients = theirs(hidden, wte)
+    assert abs(value.item() - expected.item()) < 1e-5 * max(1, abs(expected.item()))
+    for got, want in zip(gradients, expected_gradients):
+        assert mx.abs(got - want).max().item() < 2e-5 * mx.abs(want).max().item()
+
+
+def test_counts_what_is_not_ignored_and_evaluates_alike():
+    random = np.random.RandomState(2)
+    hidden, wte = mx.array(random.rand(2, 5, 8)), mx.array(random.rand(30, 8))
+    targets = mx.array([[1, 2, IGNORE, 4, 5], [IGNORE] * 5])
+    loss, count = cross_entropy(hidden, wte, targets)
+    assert count.item() == 4
+    assert cross_entropy_value(hidden, wte, targets)[0].item() == loss.item()
+    nothing, none = cross_entropy(hidden, wte, mx.full((2, 5), IGNORE))
+    assert (nothing.item(), none.item()) == (0, 0)
+
+
+def test_never_holds_all_logits():
+    n, vocab_size = 4096, 50257
+    hidden, wte = mx.random.normal((n, 8)), mx.random.normal((vocab_size, 8))
+    targets = mx.zeros((n,), mx.int32)
+    mx.eval(hidden, wte, targets)
+    mx.reset_peak_memory()
+    step = mx.compile(mx.value_and_grad(lambda h, w: cross_entropy(h, w, targets)[0], argnums=(0, 1)))
+    mx.eval(step(hidden, wte))
+    assert mx.get_peak_memory() < n * vocab_size * 4 / 2  # the plain formula takes three times all logits
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.floats(-(2.0**100), 0, width=32), min_size=1, max_size=50))
+def test_exp_is_as_exact_as_it_says(xs):
+    x = np.array(xs, np.float32)
+    got = np.array(device.exp_of_negative(mx.array(x))).astype(np.float64)
+    want = np.exp(x.astype(np.float64))
+    assert (np.abs(got - want)[x >= -20] <= 1e-5 * want[x >= -20]).all()
+    assert (np.abs(got - want) <= 1e-5 * want + 2e-14).all()
+    assert (got >= 0).all()

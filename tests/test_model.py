@@ -1,0 +1,186 @@
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+import reference
+from mlx.utils import tree_flatten, tree_map
+
+from gpt2_mlx.config import PRESETS, GPT2Config
+from gpt2_mlx.model import GPT2, dropout
+from gpt2_mlx.training.loss import cross_entropy
+
+RANDOM = np.random.RandomState(0)
+
+
+def jittered(config: GPT2Config) -> GPT2:
+    """A model none of whose parameters is at its initial zero or one."""
+    model = GPT2(config, seed=3)
+    model.update(tree_map(lambda p: p + 0.1 * mx.random.normal(p.shape, key=mx.random.key(p.size)), model.parameters()))
+    return model
+
+
+def as_float64(model: GPT2) -> dict[str, np.ndarray]:
+    return {name: np.array(p, dtype=np.float64) for name, p in tree_flatten(model.parameters())}
+
+
+def some_tokens(config: GPT2Config, batch: int = 2) -> np.ndarray:
+    return RANDOM.randint(0, config.vocab_size, (batch, config.block_size))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        GPT2Config(block_size=10, vocab_size=61, n_layer=3, n_head=2, n_embd=12),
+        GPT2Config(block_size=33, vocab_size=500, n_layer=2, n_head=4, n_embd=64),
+        GPT2Config(block_size=1, vocab_size=2, n_layer=1, n_head=1, n_embd=1),
+    ],
+)
+def test_logits_equal_the_float64_reference(config):
+    model, tokens = jittered(config), some_tokens(config)
+    expected = reference.logits(as_float64(model), tokens, config.n_layer, config.n_head)
+    got = np.array(model(mx.array(tokens)))
+    assert got.shape == (2, config.block_size, config.vocab_size)
+    assert np.abs(got - expected).max() / np.abs(expected).max() < 1e-5
+
+
+def test_gradients_equal_the_reference_along_random_directions(small):
+    model, tokens = jittered(small), some_tokens(small)
+    targets = some_tokens(small)
+    targets[0, 3:5] = -1  # do not count
+
+    def loss(t, y):
+        return cross_entropy(model.hidden(t), model.wte.weight, y)[0]
+
+    _, gradients = nn.value_and_grad(model, loss)(mx.array(tokens), mx.array(targets))
+    gradients = dict(tree_flatten(gradients))
+    parameters = as_float64(model)
+    for name, p in parameters.items():
+        direction = RANDOM.standard_normal(p.shape)
+        step = 1e-5
+
+        def moved(by, name=name, p=p, direction=direction):
+            return reference.loss(
+                {**parameters, name: p + by * direction}, tokens, targets, small.n_layer, small.n_head
+            )
+
+        expected = (moved(step) - moved(-step)) / (2 * step)
+        got = (np.array(gradients[name], dtype=np.float64) * direction).sum()
+        scale = np.linalg.norm(gradients[name]) * np.linalg.norm(direction)
+        assert abs(got - expected) < 1e-5 * max(scale, 1), name
+
+
+def test_a_changed_token_moves_no_earlier_output_and_every_later_one(small):
+    model, tokens = jittered(small), some_tokens(small, 1)
+    before = np.array(model(mx.array(tokens)))
+    at = 4
+    tokens[0, at] = (tokens[0, at] + 1) % small.vocab_size
+    after = np.array(model(mx.array(tokens)))
+    moved = np.abs(after - before).max(-1)[0]
+    assert (moved[:at] == 0).all()
+    assert (moved[at:] > 0).all()
+
+
+def test_initial_loss_is_that_of_a_guess():
+    config = GPT2Config(block_size=32, vocab_size=1000, n_layer=2, n_head=2, n_embd=32)
+    model, tokens = GPT2(config), mx.array(some_tokens(config, 8))
+    loss, count = cross_entropy(model.hidden(tokens), model.wte.weight, mx.array(some_tokens(config, 8)))
+    assert abs((loss / count).item() - np.log(1000)) < 0.1
+
+
+def test_initial_parameters_follow_the_table():
+    model = GPT2(GPT2Config(block_size=64, vocab_size=300, n_layer=8, n_head=2, n_embd=128))
+    for name, p in tree_flatten(model.parameters()):
+        p = np.array(p)
+        if name.endswith("bias"):
+            assert (p == 0).all(), name
+        elif p.ndim == 1:
+            assert (p == 1).all(), name
+        else:
+            std = 0.02 / 4 if "c_proj" in name else 0.02  # sqrt(2 * 8 layers) = 4
+            n = p.size
+            assert abs(p.std() / std - 1) < 5 / np.sqrt(2 * n), name  # five standard errors
+            assert abs(p.mean()) < 5 * std / np.sqrt(n), name
+
+
+def test_initial_weights_follow_from_the_seed(small):
+    def weights(seed):
+        return np.array(GPT2(small, seed).h[1].mlp.c_fc.weight)
+
+    assert (weights(1) == weights(1)).all()
+    assert (weights(1) != weights(2)).any()
+
+
+@pytest.mark.parametrize(
+    ("preset", "millions"),
+    [("gpt2", 124.439808), ("gpt2-medium", 354.823168), ("gpt2-large", 774.030080), ("gpt2-xl", 1557.611200)],
+)
+def test_presets_have_the_published_sizes(preset, millions):
+    assert GPT2(PRESETS[preset]).n_params == round(millions * 1e6)  # lazy: no weight is ever drawn
+
+
+def test_tokens_and_lengths_out_of_range_raise(small):
+    model = GPT2(small)
+    for bad in (-1, small.vocab_size):
+        with pytest.raises(ValueError, match=rf"{bad}.*0, {small.vocab_size - 1}"):
+            model(mx.array([[0, bad]]))
+    with pytest.raises(ValueError, match="11 tokens do not fit.*10"):
+        model(mx.zeros((1, small.block_size + 1), mx.int32))
+    for shape in ((3,), (1, 0)):
+        with pytest.raises(ValueError, match="must be integers"):
+            model(mx.zeros(shape, mx.int32))
+    with pytest.raises(ValueError, match="must be integers"):
+        model(mx.zeros((1, 2)))
+    assert model(mx.array([[0, small.vocab_size - 1]])).shape == (1, 2, small.vocab_size)
+
+
+def test_works_inside_compile(small):
+    model, tokens = GPT2(small), mx.array(some_tokens(small))
+    assert mx.allclose(mx.compile(model)(tokens), model(tokens), atol=1e-6)
+
+
+def test_dropout_keeps_the_mean_and_follows_the_key():
+    x = mx.ones((200, 500))
+    key = mx.random.key(1)
+    y = np.array(dropout(x, 0.2, key))
+    assert set(np.unique(y)) == {0, np.float32(1.25)}
+    assert abs(y.mean() - 1) < 5 * 0.5 / np.sqrt(y.size)  # each element's deviation is 0.5
+    assert (y == np.array(dropout(x, 0.2, key))).all()
+    assert (y != np.array(dropout(x, 0.2, mx.random.key(2)))).any()
+    assert (dropout(x, 0.2, None) == x).all()
+
+
+def test_dropout_in_the_model_needs_a_key_and_differs_by_layer(small):
+    import dataclasses
+
+    model = jittered(dataclasses.replace(small, dropout=0.5))
+    tokens = mx.array(some_tokens(small))
+    plain = model(tokens)
+    assert (plain == model(tokens)).all()
+    first = model(tokens, mx.random.key(0))
+    assert (first == model(tokens, mx.random.key(0))).all()
+    assert not mx.allclose(first, plain)
+    assert not mx.allclose(first, model(tokens, mx.random.key(1)))
+
+
+def test_attention_with_dropout_equals_the_fused_one_as_it_vanishes(small):
+    import dataclasses
+
+    model, tokens = jittered(small), mx.array(some_tokens(small))
+    vanishing = GPT2(dataclasses.replace(small, dropout=1e-9))
+    vanishing.update(model.parameters())
+    assert mx.allclose(vanishing(tokens, mx.random.key(0)), model(tokens), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"n_embd": 10, "n_head": 3}, "n_embd is 10.*n_head, which is 3"),
+        ({"n_layer": 0}, "n_layer is 0.*at least 1"),
+        ({"block_size": 1.5}, "block_size is 1.5"),
+        ({"vocab_size": True}, "vocab_size is True"),
+        ({"dropout": 1.0}, "dropout is 1.0.*less than 1"),
+    ],
+)
+def test_impossible_shapes_are_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        GPT2Config(**fields)

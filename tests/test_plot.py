@@ -1,0 +1,62 @@
+import pytest
+
+from gpt2_mlx import plot
+from gpt2_mlx.metrics import MetricsLog
+
+
+def run(folder, name="run", with_test=True):
+    path = folder / name
+    path.mkdir()
+    log = MetricsLog(path / "metrics.jsonl")
+    log.write("start", 0, config={"batch_size": 2, "grad_accum_steps": 3, "block_size": 5})
+    for step in range(1, 5):
+        log.write("train", step, loss=5 - step / 2, elapsed_s=60.0 * step)
+    log.write("eval", 2, val_loss=4.25)
+    log.write("eval", 4, val_loss=4.5)
+    if with_test:
+        log.write("test", 2, loss=4.75, perplexity=1.0)
+    log.close()
+    return path
+
+
+def lines(path, x="step"):
+    """label -> points of what `draw` puts into the figure."""
+    from matplotlib.figure import Figure
+
+    axes = Figure().add_subplot()
+    plot.Curve(path, x).draw(axes, "C0", several=False)
+    return {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
+
+
+def test_the_figure_shows_what_was_logged(tmp_path):
+    drawn = lines(run(tmp_path))
+    assert drawn["training"] == [[1, 4.5], [2, 4.0], [3, 3.5], [4, 3.0]]
+    assert drawn["validation"] == [[2, 4.25], [4, 4.5]]
+    assert drawn["best 4.250 at step 2"] == [[2, 4.25]]
+    assert [y for _, y in drawn["test loss 4.750"]] == [4.75, 4.75]
+
+
+@pytest.mark.parametrize(("x", "at_four"), [("step", 4), ("tokens", 4 * 2 * 3 * 5), ("time", 4)])
+def test_the_horizontal_axis(tmp_path, x, at_four):
+    assert lines(run(tmp_path), x)["training"][-1][0] == at_four
+
+
+@pytest.mark.parametrize(("ending", "magic"), [(".png", b"\x89PNG"), (".svg", b"<?xml"), (".pdf", b"%PDF")])
+def test_files_of_all_kinds_for_one_and_several_runs(tmp_path, ending, magic):
+    runs = [run(tmp_path), run(tmp_path, "other", with_test=False)]
+    for chosen in (runs[:1], runs):
+        out = tmp_path / f"figure{ending}"
+        plot.draw(chosen, out)
+        assert out.read_bytes().startswith(magic)
+
+
+def test_what_cannot_be_drawn_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"figure\.gif; its name must end in one of \.png, \.svg, \.pdf"):
+        plot.draw([run(tmp_path)], tmp_path / "figure.gif")
+    with pytest.raises(ValueError, match="holds no metrics.jsonl"):
+        plot.draw([tmp_path], tmp_path / "figure.png")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    (empty / "metrics.jsonl").write_text('{"event": "start", "step": 0}\n')
+    with pytest.raises(ValueError, match="no loss yet"):
+        plot.draw([empty], tmp_path / "figure.png")

@@ -1,0 +1,52 @@
+import hashlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpt2_mlx import tokenizer
+
+ENCODING = tokenizer.load()
+
+
+def test_known_ids():
+    # published with GPT-2: https://github.com/openai/gpt-2, and in many places since
+    assert ENCODING.encode_ordinary("Hello world") == [15496, 995]
+    assert ENCODING.encode_ordinary("The quick brown fox") == [464, 2068, 7586, 21831]
+    assert ENCODING.n_vocab == tokenizer.VOCAB_SIZE
+    assert ENCODING.decode([tokenizer.EOT]) == "<|endoftext|>"
+
+
+@given(st.text())
+def test_text_survives(text):
+    ids = ENCODING.encode_ordinary(text)
+    assert ENCODING.decode(ids) == text
+    assert all(0 <= i < tokenizer.EOT for i in ids)
+
+
+def test_endoftext_in_a_text_is_text():
+    assert tokenizer.EOT not in ENCODING.encode_ordinary("<|endoftext|>")
+
+
+def test_the_files_are_openais():
+    for name, digest in (("encoder.json", tokenizer.ENCODER_SHA256), ("vocab.bpe", tokenizer.VOCAB_SHA256)):
+        assert hashlib.sha256((tokenizer.ASSETS / name).read_bytes()).hexdigest() == digest
+
+
+def test_a_changed_vocabulary_is_refused(tmp_path, monkeypatch):
+    for name in ("encoder.json", "vocab.bpe"):
+        (tmp_path / name).write_bytes((tokenizer.ASSETS / name).read_bytes().replace(b"hello", b"hullo"))
+    monkeypatch.setattr(tokenizer, "ASSETS", tmp_path)
+    with pytest.raises(ValueError, match="Hash mismatch"):
+        tokenizer.load()
+
+
+def test_no_network(monkeypatch, tmp_path):
+    import socket
+
+    def refuse(*args):
+        raise AssertionError("the tokenizer opens a connection")
+
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    assert tokenizer.load().n_vocab == tokenizer.VOCAB_SIZE

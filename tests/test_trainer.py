@@ -1,0 +1,193 @@
+import dataclasses
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from mlx.utils import tree_flatten
+
+from gpt2_mlx import device, metrics
+from gpt2_mlx.model import GPT2
+from gpt2_mlx.training.config import TrainConfig
+from gpt2_mlx.training.data import TokenDataset
+from gpt2_mlx.training.trainer import Trainer
+
+VOCAB_SIZE = 97
+
+
+def settings(**fields) -> TrainConfig:
+    defaults = {
+        "n_layer": 2,
+        "n_head": 2,
+        "n_embd": 16,
+        "block_size": 8,
+        "batch_size": 4,
+        "max_steps": 6,
+        "warmup_steps": 2,
+        "optimizer": "adamw",
+        "sample_interval": 0,
+    }
+    return TrainConfig(**{**defaults, **fields}).resolved(on_gpu=False)
+
+
+def trainer(tmp_path, name="run", **fields) -> Trainer:
+    config = settings(**fields)
+    shape = dataclasses.replace(config.model_config(), vocab_size=VOCAB_SIZE)
+    model = GPT2(shape, config.seed)
+    mx.eval(model.parameters())
+    tokens = np.random.RandomState(0).zipf(1.5, 700).clip(max=VOCAB_SIZE - 1).astype(np.uint16)
+    run = tmp_path / name
+    run.mkdir(exist_ok=True)
+    return Trainer(config, model, TokenDataset(tokens), run)
+
+
+def weights(trainer: Trainer) -> dict[str, np.ndarray]:
+    return {name: np.array(p) for name, p in tree_flatten(trainer.model.parameters())}
+
+
+def batches(n: int, size: int, seed: int = 1) -> list[tuple[mx.array, mx.array]]:
+    random = np.random.RandomState(seed)
+    return [tuple(mx.array(random.randint(0, VOCAB_SIZE, (size, 8))) for _ in range(2)) for _ in range(n)]
+
+
+def test_micro_batches_equal_one_big_batch_weighted_by_tokens(tmp_path):
+    micro = batches(3, 2)
+    micro[1] = (micro[1][0], mx.where(mx.arange(8) < 3, micro[1][1], -1))  # fewer tokens count here
+    big = tuple(mx.concatenate(parts) for parts in zip(*micro))
+    together = trainer(tmp_path, batch_size=6)
+    apart = trainer(tmp_path, batch_size=2, grad_accum_steps=3)
+    loss, norm, _ = together.train_step([big], 1e-2)
+    other_loss, other_norm, _ = apart.train_step(micro, 1e-2)
+    assert loss.item() == pytest.approx(other_loss.item(), rel=1e-5)
+    assert norm.item() == pytest.approx(other_norm.item(), rel=1e-4)
+    assert all(np.allclose(p, weights(apart)[name], atol=1e-5) for name, p in weights(together).items())
+
+
+@pytest.mark.parametrize("cores", [1, 2, 4])
+def test_the_split_over_cores_changes_nothing(tmp_path, monkeypatch, cores):
+    (batch,) = batches(1, 4)
+    monkeypatch.setattr(device, "cpu_count", lambda: cores)
+    split = trainer(tmp_path)
+    monkeypatch.setattr(device, "cpu_count", lambda: 1)
+    whole = trainer(tmp_path)
+    assert len(split._streams) == cores
+    assert split.train_step([batch], 1e-2)[0].item() == pytest.approx(whole.train_step([batch], 1e-2)[0].item())
+    assert all(np.allclose(p, weights(whole)[name], atol=1e-5) for name, p in weights(split).items())
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_the_compiled_step_equals_the_plain_one(tmp_path, optimizer):
+    compiled = trainer(tmp_path, dropout=0.2, optimizer=optimizer)
+    plain = trainer(tmp_path, dropout=0.2, optimizer=optimizer, compile=False)
+    for batch in batches(3, 4):
+        got, want = compiled.train_step([batch], 1e-2), plain.train_step([batch], 1e-2)
+        assert got[0].item() == pytest.approx(want[0].item(), rel=1e-4)
+        compiled.progress.step = plain.progress.step = plain.progress.step + 1
+    assert all(np.allclose(p, weights(plain)[name], atol=2e-3) for name, p in weights(compiled).items())
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_one_batch_is_learnt_by_heart(tmp_path, optimizer):
+    pupil = trainer(tmp_path, optimizer=optimizer, weight_decay=0.0)
+    (batch,) = batches(1, 4)
+    losses = [pupil.train_step([batch], 1e-2)[0].item() for _ in range(150)]
+    assert losses[0] == pytest.approx(np.log(VOCAB_SIZE), abs=0.1)
+    assert losses[-1] < 0.05
+
+
+def test_dropout_follows_from_seed_and_step(tmp_path):
+    (batch,) = batches(1, 4)
+
+    def loss(step, **fields):
+        one = trainer(tmp_path, dropout=0.5, **fields)
+        one.progress.step = step
+        return one.train_step([batch], 0.0)[0].item()
+
+    assert loss(3) == loss(3)
+    assert loss(3) != loss(4)
+    assert loss(3) != trainer(tmp_path).train_step([batch], 0.0)[0].item()
+
+
+def test_master_weights_stay_float32_under_bfloat16(tmp_path):
+    half, full = trainer(tmp_path, dtype="bfloat16"), trainer(tmp_path)
+    (batch,) = batches(1, 4)
+    got, want = half.train_step([batch], 1e-2)[0].item(), full.train_step([batch], 1e-2)[0].item()
+    assert got != want
+    assert got == pytest.approx(want, rel=1e-2)
+    assert all(p.dtype == np.float32 for p in weights(half).values())
+
+
+def test_evaluation_is_the_mean_over_all_tokens_of_the_split(tmp_path):
+    one = trainer(tmp_path, dropout=0.5)
+    tokens = mx.array(one.dataset.split("val").astype(np.int32))
+    total = 0.0
+    for start in range(0, len(tokens) - 1, 8):
+        inputs, targets = tokens[start : start + 8][: len(tokens) - 1 - start], tokens[start + 1 : start + 9]
+        logits = one.model(inputs[None])[0]
+        total += (mx.logsumexp(logits, axis=-1) - logits[mx.arange(len(targets)), targets]).sum().item()
+    assert one.evaluate("val") == pytest.approx(total / (len(tokens) - 1), rel=1e-5)
+    assert one.evaluate("val") == one.evaluate("val")
+
+
+def test_the_run_folder(tmp_path):
+    one = trainer(tmp_path, max_steps=6, eval_interval=2, save_interval=3, log_interval=1, keep=1, sample_interval=0)
+    assert one.fit() == "max_steps"
+    events = metrics.read(one.run / "metrics.jsonl")
+    by_name = {name: [e["step"] for e in events if e["event"] == name] for name in ("train", "eval", "save", "test")}
+    assert by_name["train"] == [1, 2, 3, 4, 5, 6]
+    assert by_name["eval"] == [2, 4, 6]
+    assert {3, 6} <= set(by_name["save"])
+    assert by_name["test"] == [one.progress.best_step]
+    assert events[-1]["event"] == "end" and events[-1]["reason"] == "max_steps"
+    assert (one.run / "latest").resolve().name == "step-00000006"
+    kept = {path.name for path in one.run.glob("step-*")}
+    assert kept == {"step-00000006", f"step-{one.progress.best_step:08d}"}
+    samples = [e for e in events if e["event"] == "sample"]
+    assert len(samples) == 5
+    assert all(e["text"].startswith("The course of true love never did run smooth.") for e in samples)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_stopped_and_resumed_equals_never_stopped(tmp_path, optimizer):
+    fields = {"optimizer": optimizer, "dropout": 0.1, "max_steps": 7, "eval_interval": 3, "grad_accum_steps": 2}
+    straight = trainer(tmp_path, "straight", **fields)
+    straight.fit()
+    stopped = trainer(tmp_path, "stopped", **fields)
+    stopped._between_steps, between = lambda: (between(), stop_at(stopped, 4)), stopped._between_steps
+    assert stopped.fit() == "asked to"
+    resumed = trainer(tmp_path, "stopped", **fields)
+    resumed.restore((resumed.run / "latest").resolve())
+    assert resumed.progress.step == 4
+    resumed.fit()
+    final = "step-00000007"
+    for file in ("model.safetensors", "optimizer.safetensors"):
+        assert (resumed.run / final / file).read_bytes() == (straight.run / final / file).read_bytes()
+    assert resumed.progress.best_loss == straight.progress.best_loss
+
+
+def stop_at(trainer: Trainer, step: int) -> None:
+    if trainer.progress.step == step:
+        trainer.stop_reason = "asked to"
+        trainer.save()
+
+
+def test_patience_ends_the_run_and_keeps_the_best(tmp_path):
+    one = trainer(tmp_path, max_steps=50, eval_interval=1, patience=2, learning_rate=1e-9)
+    losses = iter([3.0, 2.0, 2.5, 2.0, 1.0])
+    one.evaluate, evaluate = lambda split: next(losses) if split == "val" else evaluate(split), one.evaluate
+    assert one.fit() == "patience"
+    assert one.progress.step == 4
+    assert (one.run / "best").resolve().name == "step-00000002"
+    assert (one.run / "latest").resolve().name == "step-00000004"
+
+
+def test_a_step_that_is_not_finite_is_skipped_counted_and_told(tmp_path, capsys):
+    one = trainer(tmp_path, max_steps=3, log_interval=1)
+    one.model.ln_f.bias = one.model.ln_f.bias + mx.nan
+    before = weights(one)
+    one.evaluate = lambda split: 1.0
+    one.fit()
+    events = metrics.read(one.run / "metrics.jsonl")
+    assert [e["step"] for e in events if e["event"] == "skip"] == [1, 2, 3]
+    assert one.progress.skipped == 3
+    assert "step 2: skipped, its gradients are not finite" in capsys.readouterr().out
+    assert all(np.array_equal(p, weights(one)[name], equal_nan=True) for name, p in before.items())
