@@ -26,9 +26,10 @@ def main() -> None:
     greet(trainer, source)
     stop_on_signals(trainer)
     reason = trainer.fit()
-    plot.draw([folder], folder / "loss.png")
+    if trainer.progress.step:
+        plot.draw([folder], folder / "loss.png")
     if reason in signal.Signals.__members__:
-        print(f"stopped by {reason}, saved: `python train.py --resume --out {folder}` goes on")
+        print(f"stopped by {reason} at step {trainer.progress.step}: `python train.py --resume --out {folder}` goes on")
         raise SystemExit(128 + signal.Signals[reason])
     print(f"the run is in {folder}: its losses in metrics.jsonl and loss.png, its model in {folder / 'best'}")
 

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import re
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -31,9 +32,15 @@ def parse(settings: type[Settings], default: Settings | None = None) -> Settings
 
 
 def run(main: Callable[[], None]) -> None:
-    """Call `main`; a ValueError or a missing file ends the program with status 2 and one line."""
+    """Call `main`; a ValueError or a missing file ends the program with status 2 and one line.
+
+    Ctrl-C ends it with 130 and SIGTERM with 143, unless `main` has handlers of its own.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         main()
+    except KeyboardInterrupt:
+        raise SystemExit(128 + signal.SIGINT) from None
     except ValueError as error:
         fail(str(error))
     except OSError as error:

@@ -12,6 +12,8 @@ from ..metrics import MetricsLog
 class Report:
     """Tells of one call of `Trainer.fit`; close it when that ends.
 
+    The first step is logged too: its loss should be about ln V.
+
     Args:
         run: the run folder.
         step: the steps done before.
@@ -35,7 +37,7 @@ class Report:
         if not taken:
             self._log.write("skip", step, loss=loss, grad_norm=norm)
             self.say(f"step {step}: skipped, its gradients are not finite (loss {loss})")
-        if step % self._log_interval == 0 or step == self._max_steps:
+        if step == 1 or step % self._log_interval == 0 or step == self._max_steps:
             speed = self._tokens / self._seconds
             self._log.write(
                 "train",

@@ -1,0 +1,182 @@
+"""The door train.py, as a user opens it: in a process of its own."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from itertools import takewhile
+from pathlib import Path
+
+import pytest
+
+from gpt2_mlx import checkpoint, metrics
+
+ROOT = Path(__file__).parents[1]
+TINY = {"n-layer": 1, "n-head": 1, "n-embd": 8, "block-size": 16, "batch-size": 2, "dropout": 0.1, "warmup-steps": 2}
+TINY |= {
+    "max-steps": 12,
+    "log-interval": 1,
+    "eval-interval": 6,
+    "save-interval": 2,
+    "sample-interval": 0,
+    "device": "cpu",
+}
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "verse.txt"
+    path.write_text("".join(f"Line {i}:\nShall I compare thee to a summer's day {i * i}?\n\n" for i in range(80)))
+    return path
+
+
+def command(text: Path, out: Path, *switches: str, **flags) -> list[str]:
+    flags = TINY | {name.replace("_", "-"): value for name, value in flags.items()}
+    pairs = [part for name, value in flags.items() for part in (f"--{name}", str(value))]
+    return [sys.executable, "train.py", "--data", str(text), "--out", str(out), *pairs, *switches]
+
+
+def train(text: Path, out: Path, *switches: str, **flags) -> subprocess.CompletedProcess:
+    return subprocess.run(command(text, out, *switches, **flags), capture_output=True, text=True, cwd=ROOT)
+
+
+def final_bytes(run: Path) -> dict[str, bytes]:
+    folder = run / "step-00000012"
+    return {name: (folder / name).read_bytes() for name in ("model.safetensors", "optimizer.safetensors")}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(text, tmp_path_factory) -> Path:
+    run = tmp_path_factory.mktemp("runs") / "undisturbed"
+    done = train(text, run)
+    assert done.returncode == 0, done.stderr
+    return run
+
+
+def test_a_run_leaves_what_the_contract_says(undisturbed, text):
+    facts = json.loads((undisturbed / "train.json").read_text())
+    assert facts["config"]["n_embd"] == 8
+    assert facts["versions"]["mlx"]
+    events = metrics.read(undisturbed / "metrics.jsonl")
+    names = [e["event"] for e in events]
+    assert names[0] == "start" and names[-1] == "end"
+    assert {"train", "eval", "save", "test", "sample"} <= set(names)
+    assert events[0]["tokens"]["train"] > 8 * events[0]["tokens"]["val"] - 20
+    assert (undisturbed / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert checkpoint.load(checkpoint.resolve(undisturbed)).config.n_embd == 8
+
+
+def test_the_same_seed_gives_the_same_bytes(undisturbed, text, tmp_path):
+    assert train(text, tmp_path / "again").returncode == 0
+    assert final_bytes(tmp_path / "again") == final_bytes(undisturbed)
+    assert train(text, tmp_path / "other", seed=1).returncode == 0
+    assert final_bytes(tmp_path / "other") != final_bytes(undisturbed)
+
+
+def test_killed_at_random_instants_and_resumed_it_ends_as_if_undisturbed(undisturbed, text, tmp_path):
+    run, instants = tmp_path / "killed", random.Random(0)
+    kills = int(os.environ.get("KILLS", "6"))
+    began = time.monotonic()
+    assert train(text, tmp_path / "timed").returncode == 0
+    duration = time.monotonic() - began
+    killed = 0
+    for _ in range(kills):
+        process = subprocess.Popen(
+            command(text, run, "--resume"), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        time.sleep(instants.uniform(0, duration))
+        process.send_signal(signal.SIGKILL)
+        killed += process.wait() == -signal.SIGKILL
+    assert killed > kills / 2  # the others had ended before
+    done = train(text, run, "--resume")
+    assert done.returncode == 0, done.stderr
+    assert final_bytes(run) == final_bytes(undisturbed)
+    steps = [e["step"] for e in metrics.read(run / "metrics.jsonl") if e["event"] == "eval"]
+    assert steps == [6, 12]  # told once each
+    assert not list(run.glob(".*"))
+
+
+@pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_stopped_by_a_signal_it_saves_and_can_go_on(undisturbed, text, tmp_path, name, status):
+    run = tmp_path / "run"
+    process = subprocess.Popen(command(text, run, save_interval=1000), cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    lines = iter(process.stdout.readline, "")
+    output = "".join(line for line in takewhile(lambda line: not line.startswith("step"), lines))
+    process.send_signal(getattr(signal, name))
+    output += process.communicate()[0]
+    assert process.returncode == status, output
+    assert f"stopped by {name} at step" in output
+    assert metrics.read(run / "metrics.jsonl")[-1]["reason"] == name
+    assert train(text, run, "--resume").returncode == 0
+    assert final_bytes(run) == final_bytes(undisturbed)
+
+
+def test_a_second_run_in_a_folder_needs_resume(undisturbed, text):
+    before = final_bytes(undisturbed)
+    done = train(text, undisturbed)
+    assert done.returncode == 2
+    assert "holds a run already: go on with --resume" in done.stderr
+    assert final_bytes(undisturbed) == before
+
+
+def test_a_finished_run_can_be_resumed_further(undisturbed, text, tmp_path):
+    run = tmp_path / "run"
+    assert train(text, run).returncode == 0
+    assert train(text, run, "--resume", max_steps=14).returncode == 0
+    assert (run / "latest").resolve().name == "step-00000014"
+
+
+def test_weights_of_a_checkpoint_can_be_the_beginning(undisturbed, text, tmp_path):
+    shape = ["n-layer", "n-head", "n-embd", "block-size"]
+    flags = [f"--{name}={value}" for name, value in TINY.items() if name not in shape]
+    base = [sys.executable, "train.py", "--data", str(text), "--init-from", str(undisturbed), *flags]
+    done = subprocess.run([*base, "--out", str(tmp_path / "tuned")], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    first = next(e["val_loss"] for e in metrics.read(tmp_path / "tuned" / "metrics.jsonl") if e["event"] == "eval")
+    last = [e["val_loss"] for e in metrics.read(undisturbed / "metrics.jsonl") if e["event"] == "eval"][-1]
+    assert first < last + 0.1
+    wrong = subprocess.run(
+        [*base, "--n-embd=16", "--out", str(tmp_path / "x")], capture_output=True, text=True, cwd=ROOT
+    )
+    assert wrong.returncode == 2
+    assert "--n-embd is 16, but" in wrong.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"optimizer": "sgd"}, "invalid choice 'sgd' for argument '--optimizer'. Expected one of ("),
+        ({"max_steps": "many"}, "--max-steps"),
+        ({"max_steps": 0}, "--max-steps is 0; it must be at least 1"),
+        ({"learning_rate": -1}, "--learning-rate is -1.0; it must be more than 0"),
+        ({"n_head": 3}, "n_embd is 8; it must be a multiple of n_head, which is 3"),
+        ({"dropout": 2}, "dropout is 2.0; it must be at least 0 and less than 1"),
+        ({"data": "nowhere"}, "--data is 'nowhere', which is no file or folder"),
+        ({"block_size": 100_000}, "with --block-size 100000"),
+        ({"init_from": "nowhere"}, "nowhere is neither a checkpoint"),
+        ({"depth": 3}, "Unrecognized options: --depth"),
+    ],
+)
+def test_a_mistake_is_one_line_and_leaves_nothing(text, tmp_path, flags, message):
+    done = train(text, tmp_path / "run", **flags)
+    assert done.returncode == 2
+    assert done.stderr.startswith("train.py: error: ")
+    assert done.stderr.count("\n") == 1
+    assert message in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_resuming_with_another_shape_is_refused(undisturbed, text):
+    done = train(text, undisturbed, "--resume", n_embd=16)
+    assert done.returncode == 2
+    assert "--n-embd is 16, but the run to resume was started with 8" in done.stderr
+
+
+def test_help_names_every_flag():
+    done = subprocess.run([sys.executable, "train.py", "--help"], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0
+    for name in ("data", "preset", "max-steps", "learning-rate", "resume", "patience", "compile", "no-compile"):
+        assert f"--{name}" in done.stdout
