@@ -17,10 +17,10 @@ from gpt2_mlx import checkpoint, metrics
 ROOT = Path(__file__).parents[1]
 TINY = {"n-layer": 1, "n-head": 1, "n-embd": 8, "block-size": 16, "batch-size": 2, "dropout": 0.1, "warmup-steps": 2}
 TINY |= {
-    "max-steps": 12,
+    "max-steps": 40,
     "log-interval": 1,
-    "eval-interval": 6,
-    "save-interval": 2,
+    "eval-interval": 20,
+    "save-interval": 4,
     "sample-interval": 0,
     "device": "cpu",
 }
@@ -44,7 +44,7 @@ def train(text: Path, out: Path, *switches: str, **flags) -> subprocess.Complete
 
 
 def final_bytes(run: Path) -> dict[str, bytes]:
-    folder = run / "step-00000012"
+    folder = run / "step-00000040"
     return {name: (folder / name).read_bytes() for name in ("model.safetensors", "optimizer.safetensors")}
 
 
@@ -95,7 +95,7 @@ def test_killed_at_random_instants_and_resumed_it_ends_as_if_undisturbed(undistu
     assert done.returncode == 0, done.stderr
     assert final_bytes(run) == final_bytes(undisturbed)
     steps = [e["step"] for e in metrics.read(run / "metrics.jsonl") if e["event"] == "eval"]
-    assert steps == [6, 12]  # told once each
+    assert steps == [20, 40]  # told once each
     assert not list(run.glob(".*"))
 
 
@@ -125,8 +125,8 @@ def test_a_second_run_in_a_folder_needs_resume(undisturbed, text):
 def test_a_finished_run_can_be_resumed_further(undisturbed, text, tmp_path):
     run = tmp_path / "run"
     assert train(text, run).returncode == 0
-    assert train(text, run, "--resume", max_steps=14).returncode == 0
-    assert (run / "latest").resolve().name == "step-00000014"
+    assert train(text, run, "--resume", max_steps=42).returncode == 0
+    assert (run / "latest").resolve().name == "step-00000042"
 
 
 def test_weights_of_a_checkpoint_can_be_the_beginning(undisturbed, text, tmp_path):
@@ -152,6 +152,7 @@ def test_weights_of_a_checkpoint_can_be_the_beginning(undisturbed, text, tmp_pat
         ({"max_steps": "many"}, "--max-steps"),
         ({"max_steps": 0}, "--max-steps is 0; it must be at least 1"),
         ({"learning_rate": -1}, "--learning-rate is -1.0; it must be more than 0"),
+        ({"seed": 2**32}, "--seed is 4294967296; it must be less than 2^32"),
         ({"n_head": 3}, "n_embd is 8; it must be a multiple of n_head, which is 3"),
         ({"dropout": 2}, "dropout is 2.0; it must be at least 0 and less than 1"),
         ({"data": "nowhere"}, "--data is 'nowhere', which is no file or folder"),
@@ -173,6 +174,16 @@ def test_resuming_with_another_shape_is_refused(undisturbed, text):
     done = train(text, undisturbed, "--resume", n_embd=16)
     assert done.returncode == 2
     assert "--n-embd is 16, but the run to resume was started with 8" in done.stderr
+
+
+def test_resuming_with_another_text_is_refused(text, tmp_path):
+    copy = tmp_path / "verse.txt"
+    copy.write_text(text.read_text())
+    assert train(copy, tmp_path / "run", max_steps=1).returncode == 0
+    copy.write_text(text.read_text() + "One line more.")
+    done = train(copy, tmp_path / "run", "--resume", max_steps=2)
+    assert done.returncode == 2
+    assert "verse.txt is not the text that" in done.stderr
 
 
 def test_help_names_every_flag():

@@ -88,6 +88,8 @@ class TrainConfig:
                     raise ValueError(f"{flag(name)} is {value}; it must be at least {least}")
         if self.learning_rate is not None and not 0 < self.learning_rate < float("inf"):
             raise ValueError(f"--learning-rate is {self.learning_rate}; it must be more than 0")
+        if self.seed >= 2**32:
+            raise ValueError(f"--seed is {self.seed}; it must be less than 2^32")
         if not 0 <= self.beta2 < 1:
             raise ValueError(f"--beta2 is {self.beta2}; it must be at least 0 and less than 1")
 

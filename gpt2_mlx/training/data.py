@@ -21,9 +21,11 @@ class TokenDataset:
 
     Attributes:
         tokens: (n,) uint16, memory-mapped.
+        key: what the tokens follow from, in 24 hexadecimal digits: the files' contents and the vocabulary.
     """
 
     tokens: np.ndarray
+    key: str = ""
 
     @staticmethod
     def open(source: Source, cache: Path = CACHE) -> "TokenDataset":
@@ -32,10 +34,11 @@ class TokenDataset:
         Raises:
             ValueError: a file is not UTF-8 (the message shows the offset) or empty.
         """
-        folder = cache / _key(source)
+        key = _key(source)
+        folder = cache / key
         if not _is_whole(folder):
             _write(folder, _encode(source))
-        return TokenDataset(np.load(folder / "tokens.npy", mmap_mode="r"))
+        return TokenDataset(np.load(folder / "tokens.npy", mmap_mode="r"), key)
 
     def split(self, name: str) -> np.ndarray:
         """The tokens of "train", "val" or "test"."""
@@ -55,7 +58,6 @@ class TokenDataset:
 
 
 def _key(source: Source) -> str:
-    """What the tokens follow from: the files' contents, their order, and the vocabulary."""
     digest = hashlib.sha256(tokenizer.VOCAB_SHA256.encode())
     for file in source.files:
         digest.update(hashlib.sha256(file.read_bytes()).digest())

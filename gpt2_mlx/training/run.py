@@ -28,12 +28,14 @@ def saved_settings(run: Path) -> TrainConfig | None:
         ValueError: train.json is not one of ours.
     """
     path = run / "train.json"
-    if not path.exists():
-        return None
     try:
-        return TrainConfig(**json.loads(path.read_text(encoding="utf-8"))["config"])
+        return TrainConfig(**_read_facts(run)["config"]) if path.exists() else None
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from None
+
+
+def _read_facts(run: Path) -> dict:
+    return json.loads((run / "train.json").read_text(encoding="utf-8"))
 
 
 def check_unchanged(config: TrainConfig, saved: TrainConfig) -> None:
@@ -55,6 +57,8 @@ def open_run(config: TrainConfig, source: Source, run: Path) -> Trainer:
         raise ValueError(f"{run} holds a run already: go on with --resume, or choose another folder with --out")
     dataset = TokenDataset.open(source)
     dataset.check_length(config.block_size)
+    if latest.exists() and _read_facts(run)["text"]["key"] != dataset.key:
+        raise ValueError(f"{', '.join(map(str, source.files))} is not the text that {run} began to learn from")
     trainer = Trainer(config, _model(config), dataset, run)
     run.mkdir(parents=True, exist_ok=True)
     remove_leftovers(run)
@@ -84,7 +88,12 @@ def _facts(trainer: Trainer, source: Source) -> dict:
     """What a reader of the run must know: its settings, its text, what it ran on and with."""
     return {
         "config": dataclasses.asdict(trainer.config) | {"resume": False, "out": str(trainer.run)},
-        "text": {"name": source.name, "files": [str(file) for file in source.files], "note": source.note},
+        "text": {
+            "name": source.name,
+            "files": [str(file) for file in source.files],
+            "key": trainer.dataset.key,
+            "note": source.note,
+        },
         "tokens": {split: len(trainer.dataset.split(split)) for split in SPLITS},
         "n_params": trainer.model.n_params,
         "device": device.description(),

@@ -186,7 +186,10 @@ class Trainer:
         checkpoint.load_weights(folder, self.model)
         state, progress = checkpoint.load_training(folder, self.optimizer.state)
         optim.set_state(self.optimizer, state)
-        self.progress = Progress(**progress)
+        try:
+            self.progress = Progress(**progress)
+        except TypeError as error:
+            raise ValueError(f"{folder / 'state.json'} is of another version: {error}") from None
 
     def _gradients(self, tokens: mx.array, targets: mx.array, key: mx.array) -> tuple[mx.array, mx.array, dict]:
         """Summed loss, tokens that count, and the gradients of the sum; each core takes a part of the batch."""
