@@ -9,10 +9,7 @@ from ..config import PRESETS, GPT2Config
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Train a GPT-2 on a text: `python train.py`.
-
-    What is left out (None) follows from the preset and the device; `resolved` fills it in.
-    """
+    """Train a GPT-2 on a text. What is not given (None) follows from the preset and the device."""
 
     data: str = "tinyshakespeare"
     """What to learn from: tinyshakespeare, shakespeare, a UTF-8 text file, or a folder of .txt files."""
