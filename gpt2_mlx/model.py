@@ -34,12 +34,14 @@ class CausalSelfAttention(nn.Module):
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)
         self.c_proj = nn.Linear(config.n_embd, config.n_embd)
 
-    def __call__(self, x: mx.array, key: mx.array | None = None) -> mx.array:
+    def __call__(self, x: mx.array, key: mx.array | None = None, cache=None, layer: int = 0) -> mx.array:
         B, T, C = x.shape
         qkv = self.c_attn(x).reshape(B, T, 3, self.n_head, C // self.n_head)
         q, k, v = qkv.transpose(2, 0, 3, 1, 4)  # each (B, H, T, D)
         scale = 1 / math.sqrt(C // self.n_head)
-        if key is None or self.dropout == 0:
+        if cache is not None:
+            y = cache.attend(layer, q, k, v, scale)
+        elif key is None or self.dropout == 0:
             y = mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask="causal")
         else:  # the fused kernel cannot drop probabilities
             scores = (q * scale) @ k.swapaxes(-1, -2)  # (B, H, T, T)
@@ -72,9 +74,9 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(config.n_embd, eps=LAYER_NORM_EPSILON)
         self.mlp = MLP(config)
 
-    def __call__(self, x: mx.array, key: mx.array | None = None) -> mx.array:
+    def __call__(self, x: mx.array, key: mx.array | None = None, cache=None, layer: int = 0) -> mx.array:
         keys = (None, None, None) if key is None else mx.random.split(key, 3)
-        x = x + dropout(self.attn(self.ln_1(x), keys[0]), self.dropout, keys[1])
+        x = x + dropout(self.attn(self.ln_1(x), keys[0], cache, layer), self.dropout, keys[1])
         return x + dropout(self.mlp(self.ln_2(x)), self.dropout, keys[2])
 
 
@@ -141,16 +143,20 @@ class GPT2(nn.Module):
         self._check_tokens(tokens)
         return self.wte.as_linear(self.hidden(tokens, key))
 
-    def hidden(self, tokens: mx.array, key: mx.array | None = None) -> mx.array:
-        """As `__call__` up to the head: (B, T) -> (B, T, C) after the last LayerNorm. Token ids are not checked."""
+    def hidden(self, tokens: mx.array, key: mx.array | None = None, cache=None) -> mx.array:
+        """As `__call__` up to the head: (B, T) -> (B, T, C) after the last LayerNorm. Token ids are not checked.
+
+        With a cache (`KVCache.extend`) the tokens go on from what it holds, and it holds them afterwards.
+        """
         T = tokens.shape[1]
         if T > self.config.block_size:
             raise ValueError(f"{T} tokens do not fit: this model's block_size is {self.config.block_size}")
         keys = [None] * (self.config.n_layer + 1) if key is None else mx.random.split(key, self.config.n_layer + 1)
-        x = self.wte(tokens) + self.wpe(mx.arange(T))  # (B, T, C)
+        positions = mx.arange(T) if cache is None else cache.positions  # (T,) or (B, T)
+        x = self.wte(tokens) + self.wpe(positions)  # (B, T, C)
         x = dropout(x, self.config.dropout, keys[-1])
-        for block, block_key in zip(self.h, keys):
-            x = block(x, block_key)
+        for layer, (block, block_key) in enumerate(zip(self.h, keys)):
+            x = block(x, block_key, cache, layer)
         return self.ln_f(x)
 
     def _check_tokens(self, tokens: mx.array) -> None:

@@ -1,5 +1,6 @@
 """GPT-2's byte-level BPE (Radford et al. 2019, section 2.2) through tiktoken, offline."""
 
+import codecs
 from pathlib import Path
 
 import tiktoken
@@ -33,3 +34,19 @@ def load() -> tiktoken.Encoding:
         mergeable_ranks=ranks,
         special_tokens={ENDOFTEXT: EOT},
     )
+
+
+class StreamingDecoder:
+    """Ids in, text out as it grows: bytes that may yet become a character are held back."""
+
+    def __init__(self, encoding: tiktoken.Encoding):
+        self._encoding = encoding
+        self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def push(self, ids: list[int]) -> str:
+        """The text that is certain now; bytes that can be no character become U+FFFD."""
+        return self._utf8.decode(self._encoding.decode_bytes(ids))
+
+    def finish(self) -> str:
+        """What was held back, as U+FFFD."""
+        return self._utf8.decode(b"", final=True)

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "gpt2_mlx"
 FLOOR_0 = ["blas", "files", "config", "device", "tokenizer", "metrics", "cli"]
 FLOOR_1 = ["model", "kv_cache", "checkpoint", "pretrained", "plot"]
 WINGS = {
-    "generation": ["generation.sampling", "generation.scheduler", "generation.engine"],
+    "generation": [f"generation.{name}" for name in ("scheduler", "sampling", "engine", "text")],
     "training": [
         f"training.{name}" for name in ("config", "text", "data", "loss", "optim", "report", "trainer", "run")
     ],

@@ -1,47 +1,103 @@
 import mlx.core as mx
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from gpt2_mlx import tokenizer
-from gpt2_mlx.config import GPT2Config
-from gpt2_mlx.generation.sampling import generate, sample
-from gpt2_mlx.model import GPT2
+from gpt2_mlx.generation.sampling import FEW, penalised, sample, uniform
+from gpt2_mlx.generation.scheduler import SamplingParams, Sequence
 
-LOGITS = mx.log(mx.array([0.1, 0.4, 0.2, 0.3]))
-
-
-def drawn(n: int, **how) -> np.ndarray:
-    """How often each of the four tokens was drawn in n draws, as a share."""
-    tokens = [sample(LOGITS, key=mx.random.key(i), **how).item() for i in range(n)]
-    return np.bincount(tokens, minlength=4) / n
+P = np.array([0.1, 0.4, 0.2, 0.3])
+LOGITS = mx.log(mx.array(P.astype(np.float32)))
 
 
-def test_temperature_zero_is_the_most_likely():
-    assert drawn(5, temperature=0, top_k=0).tolist() == [0, 1, 0, 0]
+def sequence(prompt=(0,), generated=(), **params) -> Sequence:
+    params = {"temperature": 1.0, "top_k": 0, **params}
+    made = Sequence(0, list(prompt), SamplingParams(**params), block_size=64)
+    made.generated = list(generated)
+    return made
+
+
+def shares(logits: mx.array, draws: int = 1000, **params) -> np.ndarray:
+    """The share of evenly spaced draws in [0, 1) that gives each token."""
+    rows = [sequence(**params)] * draws
+    tokens = sample(mx.broadcast_to(logits, (draws, logits.size)), rows, [(i + 0.5) / draws for i in range(draws)])
+    return np.bincount(np.array(tokens), minlength=logits.size) / draws
 
 
 @pytest.mark.parametrize(
-    ("how", "expected"),
+    ("params", "expected"),
     [
-        ({"temperature": 1.0, "top_k": 0}, [0.1, 0.4, 0.2, 0.3]),
-        ({"temperature": 1.0, "top_k": 9}, [0.1, 0.4, 0.2, 0.3]),
-        ({"temperature": 1.0, "top_k": 2}, [0, 4 / 7, 0, 3 / 7]),
-        ({"temperature": 1.0, "top_k": 1}, [0, 1, 0, 0]),
-        ({"temperature": 0.5, "top_k": 0}, np.array([1, 16, 4, 9]) / 30),  # squared
+        ({}, P),
+        ({"temperature": 0}, [0, 1, 0, 0]),
+        ({"temperature": 0, "top_k": 3, "top_p": 0.5, "min_p": 0.1}, [0, 1, 0, 0]),
+        ({"temperature": 0.5}, P**2 / (P**2).sum()),
+        ({"top_k": 1}, [0, 1, 0, 0]),
+        ({"top_k": 2}, [0, 4 / 7, 0, 3 / 7]),
+        ({"top_k": 99}, P),
+        ({"top_p": 0.0}, [0, 1, 0, 0]),  # at least one
+        ({"top_p": 0.39}, [0, 1, 0, 0]),
+        ({"top_p": 0.41}, [0, 4 / 7, 0, 3 / 7]),
+        ({"top_p": 0.71}, [0, 4 / 9, 2 / 9, 3 / 9]),
+        ({"top_k": 2, "top_p": 0.5}, [0, 1, 0, 0]),  # of the two left, the first has 4/7
+        ({"min_p": 0.6}, [0, 4 / 7, 0, 3 / 7]),
+        ({"min_p": 1.0}, [0, 1, 0, 0]),
+        ({"min_p": 0.6, "top_k": 3, "top_p": 0.9}, [0, 4 / 7, 0, 3 / 7]),
     ],
 )
-def test_frequencies_are_the_probabilities(how, expected):
-    n = 1500
-    error = 4 * np.sqrt(np.array(expected) * (1 - np.array(expected)) / n)  # four standard errors
-    assert (np.abs(drawn(n, **how) - expected) <= error).all()
+def test_the_share_of_draws_is_the_probability(params, expected):
+    assert np.abs(shares(LOGITS, **params) - expected).max() < 2e-3
 
 
-def test_a_text_follows_from_its_seed_and_runs_past_block_size():
-    encoding = tokenizer.load()
-    model = GPT2(GPT2Config(block_size=8, n_layer=1, n_head=1, n_embd=8))
-    text = generate(model, encoding, "To be, or", max_tokens=12, seed=1)
-    assert text.startswith("To be, or")
-    assert text == generate(model, encoding, "To be, or", max_tokens=12, seed=1)
-    assert text != generate(model, encoding, "To be, or", max_tokens=12, seed=2)
-    assert generate(model, encoding, "To be, or", max_tokens=6, seed=1) in text
-    assert generate(model, encoding, "", max_tokens=3)
+@pytest.mark.parametrize(
+    "params", [{"top_k": FEW}, {"top_k": FEW + 1}, {"top_k": 500}, {"top_p": 0.9}, {"min_p": 0.05}]
+)
+def test_every_way_of_drawing_draws_the_same_shares(params):
+    logits = np.random.RandomState(0).standard_normal(500).astype(np.float32) * 2
+    p = np.exp(logits - logits.max())
+    order = np.argsort(-p)
+    p[order[params.get("top_k", 500) :]] = 0
+    p /= p.sum()
+    likelier = np.zeros(500)
+    likelier[order] = np.cumsum(p[order]) - p[order]
+    p[(likelier >= params.get("top_p", 1.1)) | (p < params.get("min_p", 0) * p.max())] = 0
+    got = shares(mx.array(logits), draws=20_000, **params)
+    assert np.abs(got - p / p.sum()).max() < 2e-4
+    assert (got[p == 0] == 0).all()
+
+
+def test_rows_do_not_feel_each_other():
+    random = np.random.RandomState(1)
+    logits = mx.array(random.standard_normal((7, 300)).astype(np.float32))
+    rows = [
+        sequence(**p)
+        for p in ({}, {"temperature": 0}, {"top_k": 5}, {"top_k": 200}, {"top_p": 0.5}, {"min_p": 0.2}, {})
+    ]
+    draws = random.rand(7).tolist()
+    together = sample(logits, rows, draws).tolist()
+    assert together == [sample(logits[i : i + 1], rows[i : i + 1], draws[i : i + 1]).item() for i in range(7)]
+
+
+def test_penalties_and_biases():
+    logits = mx.array([[2.0, -2.0, 1.0, 3.0], [2.0, -2.0, 1.0, 3.0]])
+    rows = [
+        sequence(prompt=[0], generated=[1, 1], repetition_penalty=2.0, presence_penalty=0.5, frequency_penalty=0.25),
+        sequence(logit_bias={3: -100.0}),
+    ]
+    assert penalised(logits, rows).tolist() == [[1.0, -5.0, 1.0, 3.0], [2.0, -2.0, 1.0, -97.0]]
+
+
+@given(st.integers(0, 2**64 - 1), st.integers(0, 2**31))
+def test_a_draw_is_a_function_of_seed_and_position(seed, position):
+    assert 0 <= uniform(seed, position) < 1
+    assert uniform(seed, position) == uniform(seed, position)
+
+
+def test_draws_are_pinned_and_even():
+    assert [uniform(1, 0), uniform(1, 1), uniform(2, 0)] == [
+        0.3035680055618286,
+        0.9002684354782104,
+        0.48891550302505493,
+    ]
+    many = np.array([uniform(7, i) for i in range(4000)])
+    assert np.abs(np.histogram(many, 10, (0, 1))[0] - 400).max() < 4 * np.sqrt(400 * 0.9)

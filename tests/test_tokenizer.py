@@ -24,6 +24,25 @@ def test_text_survives(text):
     assert all(0 <= i < tokenizer.EOT for i in ids)
 
 
+@given(st.text(), st.lists(st.integers(1, 3)))
+def test_streamed_pieces_join_to_the_whole_and_hold_no_half_character(text, sizes):
+    ids, decoder, pieces = ENCODING.encode_ordinary(text), tokenizer.StreamingDecoder(ENCODING), []
+    while ids:
+        n = sizes.pop() if sizes else 1
+        pieces.append(decoder.push(ids[:n]))
+        ids = ids[n:]
+    assert "".join(pieces) == text
+    assert all(piece in text for piece in pieces)
+    assert decoder.finish() == ""
+
+
+def test_a_character_that_never_comes_is_told_at_the_end():
+    decoder = tokenizer.StreamingDecoder(ENCODING)
+    half = ENCODING.encode_ordinary("\N{GRINNING FACE}")[:1]
+    assert decoder.push(half) == ""
+    assert decoder.finish() == "\N{REPLACEMENT CHARACTER}"
+
+
 def test_endoftext_in_a_text_is_text():
     assert tokenizer.EOT not in ENCODING.encode_ordinary("<|endoftext|>")
 

@@ -45,7 +45,7 @@ class TrainConfig:
     """Rate of the last step. Default: a tenth of the peak."""
     warmup_steps: int | None = None
     """Steps of linear warm-up, while AdamW's moments are still rough."""
-    weight_decay: float = 0.1
+    weight_decay: float | None = None
     """Decoupled decay of matrices, per unit of learning rate; vectors are left alone."""
     beta2: float = 0.99
     """AdamW's memory of squared gradients; 0.95 to 0.99 suits runs of thousands of steps."""
@@ -128,10 +128,25 @@ def flag(name: str) -> str:
 
 
 # Tuned on Tiny Shakespeare for tiny; see the README for what was measured.
-_LARGE = {"max_steps": 2000, "batch_size": 4, "warmup_steps": 100, "learning_rate": 6e-4, "optimizer": "adamw"}
+_LARGE = {
+    "max_steps": 2000,
+    "batch_size": 4,
+    "warmup_steps": 100,
+    "learning_rate": 6e-4,
+    "optimizer": "adamw",
+    "weight_decay": 0.1,
+}
 DEFAULTS = {
-    "tiny": {"max_steps": 600, "batch_size": 16, "warmup_steps": 30, "learning_rate": 3e-3, "optimizer": "muon"},
-    "baby": {"max_steps": 2000, "batch_size": 32, "warmup_steps": 100, "learning_rate": 1e-3, "optimizer": "muon"},
+    "tiny": _LARGE
+    | {
+        "max_steps": 600,
+        "batch_size": 8,
+        "warmup_steps": 30,
+        "learning_rate": 6e-3,
+        "optimizer": "muon",
+        "weight_decay": 0.6,
+    },
+    "baby": _LARGE | {"batch_size": 32, "learning_rate": 1e-3, "optimizer": "muon"},
     "gpt2": _LARGE,
     "gpt2-medium": _LARGE | {"learning_rate": 3e-4},
     "gpt2-large": _LARGE | {"learning_rate": 2.5e-4, "batch_size": 2},

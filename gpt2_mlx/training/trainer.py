@@ -10,7 +10,7 @@ from mlx.utils import tree_map
 from tqdm import tqdm
 
 from .. import checkpoint, device, tokenizer
-from ..generation.sampling import generate
+from ..generation.text import generate
 from ..model import GPT2
 from . import optim
 from .config import TrainConfig
@@ -141,7 +141,7 @@ class Trainer:
             self._sample(self.config.seed + i)
 
     def _sample(self, seed: int) -> None:
-        text = generate(self.model, self._encoding, SAMPLE_PROMPT, SAMPLE_TOKENS, seed=seed)
+        text = generate(self.model, self._encoding, SAMPLE_PROMPT, max_tokens=SAMPLE_TOKENS, seed=seed)
         self._report.sample(self.progress.step, SAMPLE_PROMPT, text)
 
     def train_step(self, batches: list[Batch], rate: float) -> tuple[mx.array, mx.array, mx.array]:

@@ -1,0 +1,140 @@
+"""Who runs next: sequences, their parameters, and a first-come-first-served scheduler. Plain Python, no arrays."""
+
+from collections import deque
+from dataclasses import dataclass, field
+from enum import Enum
+
+PIECE = 256  # a prompt is read in pieces of so many tokens, cut at fixed places
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How one sequence is drawn; checked at birth.
+
+    Raises:
+        ValueError: a value is out of range; the message names the field, the value and what is allowed.
+    """
+
+    max_tokens: int = 50  # the most tokens to draw
+    temperature: float = 0.8  # what logits are divided by; 0 takes the most likely token, whatever else is set
+    top_k: int = 50  # draw from so many of the most likely tokens; 0 is all
+    top_p: float = 1.0  # draw from the fewest tokens whose probabilities sum to at least this
+    min_p: float = 0.0  # draw from tokens at least this times as likely as the likeliest
+    repetition_penalty: float = 1.0  # divides the positive logits of tokens seen, multiplies the negative ones
+    presence_penalty: float = 0.0  # taken from the logits of tokens generated before
+    frequency_penalty: float = 0.0  # the same, times how often
+    logit_bias: dict[int, float] = field(default_factory=dict)  # added to the logits of these tokens
+    seed: int = 0  # the draws follow from it and from the token's number
+    logprobs: int | None = None  # so many alternatives' log-probabilities beside each token's own; None: no numbers
+    prompt_logprobs: bool = False  # the same for the prompt's tokens
+
+    def __post_init__(self):
+        limits = {
+            "max_tokens": (0, float("inf")),
+            "temperature": (0, 100),
+            "top_k": (0, float("inf")),
+            "top_p": (0, 1),
+            "min_p": (0, 1),
+            "repetition_penalty": (0.01, 100),
+            "presence_penalty": (-2, 2),
+            "frequency_penalty": (-2, 2),
+            "seed": (0, 2**64 - 1),
+        }
+        for name, (low, high) in limits.items():
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise ValueError(f"{name} is {value}; it must be at least {low} and at most {high}")
+
+
+class Status(Enum):
+    WAITING = "waiting"
+    RUNNING = "running"
+    FINISHED = "finished"
+
+
+@dataclass(eq=False)
+class Sequence:
+    """One text in the making.
+
+    `context` is what the slot should hold, `cached` how much of it the slot does hold. A sequence with one token to
+    read is decoded, one with more is prefilled: it is the same operation.
+    """
+
+    id: int
+    prompt: list[int]
+    params: SamplingParams
+    block_size: int
+    status: Status = Status.WAITING
+    slot: int | None = None
+    context: list[int] = field(default_factory=list)
+    cached: int = 0
+    generated: list[int] = field(default_factory=list)
+    slides: int = 0  # how often the window was moved on
+    finish_reason: str | None = None  # "stop", "length", "cancelled" or "error"
+    noted_prompt: list = field(default_factory=list)  # the prompt's tokens with their numbers, until told
+
+    def __post_init__(self):
+        self.context = self.prompt[-self.block_size :]
+
+    @property
+    def piece(self) -> int:
+        """How many tokens to read next: up to the next fixed cut."""
+        return min(len(self.context) - self.cached, PIECE - self.cached % PIECE)
+
+    @property
+    def is_decoding(self) -> bool:
+        return len(self.context) - self.cached == 1 and bool(self.generated)
+
+    def append(self, token: int) -> None:
+        """Take a drawn token; where the window is full, keep its newer half, to be read again."""
+        self.generated.append(token)
+        self.context.append(token)
+        if len(self.context) > self.block_size:
+            self.context = self.context[-max(1, self.block_size // 2) :]
+            self.cached = 0
+            self.slides += 1
+
+
+class Scheduler:
+    """Admits waiting sequences into free slots, in order, and says which rows each step runs.
+
+    Args:
+        n_slots: the most sequences that run at once.
+        prefill_budget: the most prompt tokens that one step reads, so that long prompts do not stall the others.
+    """
+
+    def __init__(self, n_slots: int, prefill_budget: int = 2 * PIECE):
+        self.waiting: deque[Sequence] = deque()
+        self.running: dict[int, Sequence] = {}  # by slot
+        self.prefill_budget = prefill_budget
+        self._free = sorted(range(n_slots), reverse=True)
+
+    def add(self, sequence: Sequence) -> None:
+        self.waiting.append(sequence)
+
+    def schedule(self) -> tuple[list[Sequence], list[Sequence]]:
+        """Admit what fits; return the sequences to prefill in this step and those to decode."""
+        while self.waiting and self._free:
+            sequence = self.waiting.popleft()
+            sequence.slot = self._free.pop()
+            sequence.status = Status.RUNNING
+            self.running[sequence.slot] = sequence
+        prefill, budget = [], self.prefill_budget
+        for sequence in sorted(self.running.values(), key=lambda s: s.id):
+            if not sequence.is_decoding and budget > 0:
+                prefill.append(sequence)
+                budget -= sequence.piece
+        return prefill, [s for s in self.running.values() if s.is_decoding]
+
+    def finish(self, sequence: Sequence, reason: str) -> None:
+        """End a waiting or running sequence; its slot is free at once. Ending it twice does nothing."""
+        if sequence.status is Status.FINISHED:
+            return
+        if sequence.status is Status.WAITING:
+            self.waiting.remove(sequence)
+        else:
+            del self.running[sequence.slot]
+            self._free.append(sequence.slot)
+            self._free.sort(reverse=True)  # low slots first: rows stay few
+        sequence.status = Status.FINISHED
+        sequence.finish_reason = reason

@@ -1,0 +1,91 @@
+"""Keys and values of past tokens, in fixed slots: one sequence a slot, one length a slot.
+
+Shapes: B rows, H n_head, T new tokens, L tokens attended to, D head_dim.
+"""
+
+import mlx.core as mx
+import numpy as np
+
+from . import device
+from .config import GPT2Config
+
+BUCKET = 128  # lengths are rounded up to a multiple, so that shapes stay few
+
+
+class KVCache:
+    """The cache of a model: `n_slots` sequences of up to `block_size` tokens.
+
+    It takes 2 x n_layer x n_embd x block_size numbers a slot: 75 MB for 124M in float32.
+    """
+
+    def __init__(self, config: GPT2Config, n_slots: int, dtype: mx.Dtype = mx.float32):
+        self.block_size = config.block_size
+        # Whole buckets, and room behind block_size where padding is written.
+        self.capacity = -(-(config.block_size + 1) // BUCKET) * BUCKET
+        shape = (n_slots, config.n_head, self.capacity, config.head_dim)
+        self.keys = [mx.zeros(shape, dtype) for _ in range(config.n_layer)]
+        self.values = [mx.zeros(shape, dtype) for _ in range(config.n_layer)]
+        self.lengths = np.zeros(n_slots, np.int32)  # tokens held, by slot
+
+    def extend(self, slots: slice, counts: list[int], width: int) -> "CacheView":
+        """A view for one forward pass that appends counts[i] tokens, padded on the right to `width`, to the i-th slot.
+
+        Raises:
+            ValueError: a slot would hold more than block_size tokens.
+        """
+        starts = self.lengths[slots].copy()
+        ends = starts + np.array(counts, np.int32)
+        if ends.max() > self.block_size:
+            raise ValueError(f"{ends.max()} tokens do not fit: this model's block_size is {self.block_size}")
+        self.lengths[slots] = ends
+        return CacheView(self, slots, starts, ends, width)
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Have a slot begin with the first `length` tokens of another."""
+        for arrays in (self.keys, self.values):
+            for array in arrays:
+                array[target, :, :length] = array[source, :, :length]
+        self.lengths[target] = length
+
+    def free(self, slot: int) -> None:
+        """Forget a slot's sequence; what it held is overwritten by the next."""
+        self.lengths[slot] = 0
+
+    def state(self) -> list[mx.array]:
+        """All arrays, to be evaluated."""
+        return [*self.keys, *self.values]
+
+
+class CacheView:
+    """What one forward pass sees of a cache: its rows' positions, their past, and what may attend to what.
+
+    Attributes:
+        positions: (B, T) of the new tokens; padding has one that is in range and means nothing.
+    """
+
+    def __init__(self, cache: KVCache, slots: slice, starts: np.ndarray, ends: np.ndarray, width: int):
+        self._cache, self._slots = cache, slots
+        at = starts[:, None] + np.arange(width, dtype=np.int32)  # (B, T)
+        is_padding = at >= ends[:, None]
+        self.positions = mx.array(np.where(is_padding, 0, at))
+        self._write_to = mx.array(np.where(is_padding, cache.capacity - 1, at))
+        self._rows = mx.arange(slots.start, slots.stop)[:, None]  # (B, 1)
+        self._length = max(BUCKET, -(-int(ends.max()) // BUCKET) * BUCKET)
+        self._mask = (mx.arange(self._length) <= mx.array(at)[:, :, None])[:, None]  # (B, 1, T, L)
+
+    def attend(self, layer: int, q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.array:
+        """Append a layer's new keys and values, and attend to all of them: (B, H, T, D) each, and so the result."""
+        keys = self._append(self._cache.keys, layer, k)  # (B, H, L, D)
+        values = self._append(self._cache.values, layer, v)
+        if device.on_gpu():
+            return mx.fast.scaled_dot_product_attention(q, keys, values, scale=scale, mask=self._mask)
+        scores = mx.where(self._mask, (q * scale) @ keys.swapaxes(-1, -2), -mx.inf)  # (B, H, T, L)
+        weights = mx.softmax(scores, axis=-1, precise=True)
+        # A bucket at a time: a product's sum is grouped by its length, and a row must not feel how long others are.
+        parts = (slice(i, i + BUCKET) for i in range(0, self._length, BUCKET))
+        return sum(weights[..., part] @ values[:, :, part] for part in parts)
+
+    def _append(self, arrays: list[mx.array], layer: int, new: mx.array) -> mx.array:
+        array = arrays[layer]
+        array[self._rows, :, self._write_to] = new.swapaxes(1, 2)  # (B, T, H, D)
+        return array[self._slots, :, : self._length]

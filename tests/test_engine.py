@@ -1,0 +1,213 @@
+import random
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from mlx.utils import tree_map
+
+from gpt2_mlx import tokenizer
+from gpt2_mlx.config import GPT2Config
+from gpt2_mlx.generation.engine import Engine
+from gpt2_mlx.generation.scheduler import SamplingParams
+from gpt2_mlx.model import GPT2
+
+CONFIG = GPT2Config(block_size=300, vocab_size=97, n_layer=2, n_head=2, n_embd=32)
+
+
+@pytest.fixture(scope="module")
+def model() -> GPT2:
+    model = GPT2(CONFIG, seed=1)
+    model.update(tree_map(lambda p: 8 * p if p.ndim == 2 else p, model.parameters()))  # far from uniform
+    mx.eval(model.parameters())
+    return model
+
+
+def run(engine: Engine, *ids: int) -> dict[int, list]:
+    """Step until the sequences end; id -> their outputs."""
+    outputs = {id: [] for id in ids}
+    while engine.has_work:
+        for output in engine.step():
+            outputs.setdefault(output.id, []).append(output)
+    return outputs
+
+
+def tokens_of(outputs: list) -> list[int]:
+    return [token.id for output in outputs for token in output.tokens]
+
+
+def alone(model: GPT2, prompt: list[int], params: SamplingParams) -> list[int]:
+    engine = Engine(model, 4)
+    id = engine.add(prompt, params)
+    return tokens_of(run(engine, id)[id])
+
+
+def requests(n: int, seed: int = 0) -> list[tuple[list[int], SamplingParams]]:
+    pick = random.Random(seed)
+    made = []
+    for _ in range(n):
+        prompt = [pick.randrange(97) for _ in range(pick.choice([1, 2, 5, 16, 17, 60, 299, 300, 700]))]
+        made.append(
+            (
+                prompt,
+                SamplingParams(
+                    max_tokens=pick.choice([1, 3, 10, 40]),
+                    temperature=pick.choice([0, 0.5, 1.0, 1.5]),
+                    top_k=pick.choice([0, 1, 5, 50, 90]),
+                    top_p=pick.choice([0.3, 0.9, 1.0]),
+                    min_p=pick.choice([0.0, 0.1]),
+                    repetition_penalty=pick.choice([1.0, 1.3]),
+                    presence_penalty=pick.choice([0.0, 0.5]),
+                    logit_bias=pick.choice([{}, {3: 5.0}]),
+                    seed=pick.randrange(2**63),
+                ),
+            )
+        )
+    return made
+
+
+def test_cached_equals_uncached_at_every_position(model):
+    greedy = SamplingParams(max_tokens=60, temperature=0)
+    prompt = [5, 17, 3, 96]
+    got = alone(model, prompt, greedy)
+    context = list(prompt)
+    for token in got:
+        logits = np.array(model(mx.array([context]))[0, -1])
+        top_two = np.sort(logits)[-2:]
+        assert top_two[1] - top_two[0] > 1e-3, "too close to tell"
+        assert token == logits.argmax()
+        context.append(token)
+    assert len(got) == 60
+
+
+def test_in_any_crowd_each_gets_the_text_it_gets_alone(model):
+    asked = requests(24)
+    expected = [alone(model, *request) for request in asked]
+    engine, order, got, ids = Engine(model, 4), random.Random(1), {}, {}
+    left = list(range(len(asked)))
+    order.shuffle(left)
+    strangers = []
+    while left or engine.has_work:
+        if left and order.random() < 0.4:
+            i = left.pop()
+            ids[engine.add(*asked[i])] = i
+        if order.random() < 0.2:  # others come and go
+            strangers.append(engine.add([1] * order.randrange(1, 400), SamplingParams(max_tokens=30)))
+        if strangers and order.random() < 0.3:
+            engine.cancel(strangers.pop(order.randrange(len(strangers))))
+        for output in engine.step():
+            got.setdefault(output.id, []).append(output)
+    assert [tokens_of(got[id]) for id in sorted(ids, key=ids.get)] == expected
+    assert engine.n_running == engine.n_waiting == 0
+
+
+def test_past_block_size_the_window_slides_over_its_newer_half(model):
+    engine = Engine(model, 2)
+    id = engine.add([7] * 290, SamplingParams(max_tokens=200, temperature=0))
+    outputs = run(engine, id)[id]
+    assert len(tokens_of(outputs)) == 200
+    # full at 300: 301 tokens become the newest 150, then again each 151 tokens
+    assert outputs[-1].slides == 2
+    window = [7] * 290
+    for token in tokens_of(outputs):
+        logits = np.array(model(mx.array([window]))[0, -1])
+        assert logits[token] > logits.max() - 1e-3
+        window = [*window, token]
+        if len(window) > 300:
+            window = window[-150:]
+
+
+def test_equal_prompts_share_their_prefill_and_differ_by_seed(model):
+    prompt = [11, 22, 33] * 95
+    engine = Engine(model, 4)
+    params = [SamplingParams(max_tokens=8, temperature=1.0, top_k=0, seed=seed) for seed in range(4)]
+    ids = [engine.add(prompt, p) for p in params]
+    read = []
+    hidden, engine.model.hidden = engine.model.hidden, lambda t, **k: (read.append(t.shape), hidden(t, **k))[1]
+    try:
+        outputs = run(engine, *ids)
+    finally:
+        del engine.model.hidden
+    assert sum(width for _, width in read if width > 1) < 2 * 300 + 3 * 64  # not four times
+    texts = [tokens_of(outputs[id]) for id in ids]
+    assert len(set(map(tuple, texts))) == 4
+    assert texts == [alone(model, prompt, p) for p in params]
+
+
+def test_a_long_prompt_does_not_stall_the_others(model):
+    engine = Engine(model, 4)
+    first = engine.add([1], SamplingParams(max_tokens=20, temperature=0))
+    engine.step()
+    for _ in range(3):
+        engine.add([2] * 300, SamplingParams(max_tokens=1))
+    told = [any(output.id == first and output.tokens for output in engine.step()) for _ in range(4)]
+    assert all(told)
+
+
+def test_cancelling_frees_the_slot_and_touches_no_other(model):
+    engine = Engine(model, 1)
+    expected = alone(model, [4, 5], SamplingParams(max_tokens=5, seed=9))
+    running = engine.add([1, 2], SamplingParams(max_tokens=1000, temperature=0))
+    queued = engine.add([3], SamplingParams(max_tokens=5))
+    last = engine.add([4, 5], SamplingParams(max_tokens=5, seed=9))
+    engine.step()
+    assert (engine.n_running, engine.n_waiting) == (1, 2)
+    engine.cancel(queued)
+    engine.cancel(running)
+    engine.cancel(running)
+    engine.cancel(12345)
+    outputs = run(engine, last)
+    assert tokens_of(outputs[last]) == expected
+    assert not outputs.get(queued)
+
+
+def test_a_step_that_raises_fails_its_sequences_and_no_others(model):
+    engine = Engine(model, 1)
+    first, second = (engine.add([1, 2], SamplingParams(max_tokens=3, seed=4)) for _ in range(2))
+    head, engine._head = engine._head, lambda hidden: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        engine.step()
+    assert engine.fail_step() == [first]
+    engine._head = head
+    assert tokens_of(run(engine, second)[second]) == alone(model, [1, 2], SamplingParams(max_tokens=3, seed=4))
+
+
+def test_logprobs_are_those_of_the_model(model):
+    engine = Engine(model, 2)
+    prompt = list(range(20, 60))
+    id = engine.add(prompt, SamplingParams(max_tokens=2, temperature=0, logprobs=3, prompt_logprobs=True))
+    outputs = run(engine, id)[id]
+    drawn = [token for output in outputs for token in output.tokens]
+    told = [*outputs[0].prompt, *drawn]
+    text = [*prompt, *(token.id for token in drawn)]
+    assert [token.id for token in told] == text
+    assert told[0].logprob is None
+    logits = model(mx.array([text]))[0]
+    log_p = np.array(logits - mx.logsumexp(logits, axis=-1, keepdims=True))
+    for i, token in enumerate(told[1:]):
+        assert token.logprob == pytest.approx(log_p[i, token.id], abs=1e-4)
+        best = np.argsort(-log_p[i])[:3]
+        assert [id for id, _ in token.alternatives] == best.tolist()
+    assert all(output.prompt == () for output in outputs[1:])
+
+
+def test_max_tokens_zero_reads_the_prompt_only(model):
+    engine = Engine(model, 2)
+    id = engine.add([1, 2, 3], SamplingParams(max_tokens=0, logprobs=0, prompt_logprobs=True))
+    (output,) = run(engine, id)[id]
+    assert output.tokens == () and output.finish_reason == "length" and len(output.prompt) == 3
+
+
+def test_the_end_of_a_text_ends_the_sequence(model):
+    model_50257 = GPT2(GPT2Config(block_size=16, n_layer=1, n_head=1, n_embd=8))
+    engine = Engine(model_50257, 2)
+    id = engine.add([1], SamplingParams(temperature=0, logit_bias={tokenizer.EOT: 100.0}))
+    (output,) = run(engine, id)[id]
+    assert output.tokens == () and output.finish_reason == "stop"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"), [([], "has no tokens"), ([97], "token 97 is out of range"), ([-1], "-1")]
+)
+def test_bad_prompts_are_refused(model, prompt, message):
+    with pytest.raises(ValueError, match=message):
+        Engine(model, 1).add(prompt, SamplingParams())
