@@ -81,6 +81,9 @@ def test_files_and_folders_of_the_users(tmp_path):
     for name in ("b.txt", "a.txt", "sub/c.txt", "picture.png"):
         (tmp_path / name).write_text(name)
     assert text.find(str(tmp_path / "a.txt")) == text.Source("a", (tmp_path / "a.txt",))
+    (tmp_path / "sub" / "input.txt").write_text("")
+    assert text.find(str(tmp_path / "sub" / "input.txt")).name == "sub"
+    (tmp_path / "sub" / "input.txt").unlink()
     found = text.find(str(tmp_path))
     assert [file.name for file in found.files] == ["a.txt", "b.txt", "c.txt"]
     assert found.name == tmp_path.name

@@ -38,7 +38,8 @@ def find(data: str) -> Source:
             raise ValueError(f"--data is the folder {data}, which holds no .txt file")
         return Source(path.resolve().name, files)
     if path.is_file():
-        return Source(path.resolve().stem, (path,))
+        whole = path.resolve()  # many a text is called input.txt: then its folder tells what it is
+        return Source(whole.parent.name if whole.stem == "input" else whole.stem, (path,))
     raise ValueError(
         f"--data is {data!r}, which is no file or folder; allowed: tinyshakespeare, shakespeare, a text file,"
         " a folder of .txt files"
