@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from gpt2_mlx import cli, plot
+from gpt2_mlx import checkpoint, cli, plot
 
 
 @dataclass(frozen=True)
@@ -23,17 +23,10 @@ class PlotConfig:
 
 def main() -> None:
     config = cli.parse(PlotConfig)
-    runs = list(config.runs) or [newest()]
+    runs = list(config.runs) or [checkpoint.newest_run(Path("checkpoints"))]
     out = config.out or runs[0] / "loss.png"
     plot.draw(runs, out, config.x)
     print(out)
-
-
-def newest() -> Path:
-    logs = sorted(Path("checkpoints").glob("*/metrics.jsonl"), key=lambda log: log.stat().st_mtime)
-    if not logs:
-        raise ValueError("there is no run under checkpoints/: train one with `python train.py`, or name one")
-    return logs[-1].parent
 
 
 if __name__ == "__main__":

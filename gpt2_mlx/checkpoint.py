@@ -92,6 +92,18 @@ def resolve(path: Path) -> Path:
     raise ValueError(f"{path} is neither a checkpoint (no config.json) nor a run with one")
 
 
+def newest_run(folder: Path) -> Path:
+    """The run below a folder that was written to last.
+
+    Raises:
+        ValueError: there is none.
+    """
+    logs = sorted(folder.glob("*/metrics.jsonl"), key=lambda log: log.stat().st_mtime)
+    if not logs:
+        raise ValueError(f"there is no run under {folder}/: train one first with `python train.py`, or name one")
+    return logs[-1].parent
+
+
 def prune(run: Path, keep: int) -> None:
     """Delete a run's checkpoints but the newest `keep` and those that `latest` and `best` point to."""
     linked = {(run / name).resolve().name for name in ("latest", "best")}

@@ -5,7 +5,7 @@ import io
 import re
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,10 +21,22 @@ def parse(settings: type[Settings], default: Settings | None = None) -> Settings
 
     Exits with status 2 and one line on stderr for a flag or a value that is not allowed.
     """
+    with _one_line_on_stderr():
+        return tyro.cli(settings, default=default)
+
+
+def parse_command(prog: str, commands: dict[str, type]) -> object:
+    """The settings of the command that the command line names, an instance of one of `commands`. Exits as `parse`."""
+    with _one_line_on_stderr():
+        return tyro.extras.subcommand_cli_from_dict(commands, prog=prog)
+
+
+@contextlib.contextmanager
+def _one_line_on_stderr() -> Iterator[None]:
     messages = io.StringIO()
     try:
         with contextlib.redirect_stderr(messages):
-            return tyro.cli(settings, default=default)
+            yield
     except SystemExit as stop:
         if stop.code:
             fail(_one_line(messages.getvalue()))
