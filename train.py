@@ -1,5 +1,7 @@
 """Train a GPT-2 on a text: `python train.py`; `--help` shows every flag."""
 
+import dataclasses
+import shlex
 import signal
 from pathlib import Path
 
@@ -17,8 +19,15 @@ def main() -> None:
     saved = run.saved_settings(folder) if flags.resume else None
     if saved:
         flags = cli.parse(TrainConfig, default=saved)  # the flags given now override those of then
+        on_gpu = device.select(flags.device) == "gpu"
+    elif flags.resume:
+        print(f"there is no run in {folder} to resume: beginning one")
     source = source or text.find(flags.data)
-    init = None if flags.init_from == "scratch" else checkpoint.read_config(checkpoint.resolve(Path(flags.init_from)))
+    if source.note:
+        print(f"NOTE: {source.note}")
+        flags = dataclasses.replace(flags, data=source.name)
+    from_scratch = saved or flags.init_from == "scratch"
+    init = None if from_scratch else checkpoint.read_config(checkpoint.resolve(Path(flags.init_from)))
     config = flags.resolved(on_gpu, init)
     if saved:
         run.check_unchanged(config, saved)
@@ -29,15 +38,14 @@ def main() -> None:
     if trainer.progress.step:
         plot.draw([folder], folder / "loss.png")
     if reason in signal.Signals.__members__:
-        print(f"stopped by {reason} at step {trainer.progress.step}: `python train.py --resume --out {folder}` goes on")
+        command = f"python train.py --resume --out {shlex.quote(str(folder))}"
+        print(f"stopped by {reason} at step {trainer.progress.step}: `{command}` goes on")
         raise SystemExit(128 + signal.Signals[reason])
     print(f"the run is in {folder}: its losses in metrics.jsonl and loss.png, its model in {folder / 'best'}")
 
 
 def greet(trainer: Trainer, source: text.Source) -> None:
     config, tokens = trainer.config, {name: len(trainer.dataset.split(name)) for name in ("train", "val", "test")}
-    if source.note:
-        print(f"NOTE: {source.note}")
     print(f"device: {device.description()}")
     print(f"text:   {source.name}, {' + '.join(f'{n:,} {name}' for name, n in tokens.items())} tokens")
     print(

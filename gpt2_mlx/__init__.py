@@ -4,9 +4,12 @@ model, tokenizer = gpt2_mlx.load("checkpoints/tinyshakespeare-tiny")
 text = gpt2_mlx.generate(model, tokenizer, "KING RICHARD II:", max_tokens=50, seed=1)
 """
 
+import os
+
 from . import blas
 
 blas.preload()  # before anything can import mlx
+os.environ.setdefault("MLX_CUDA_GRAPH_CACHE_SIZE", "4000")  # likewise; a long run meets more than the default's shapes
 
 from pathlib import Path
 

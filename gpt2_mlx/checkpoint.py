@@ -13,9 +13,17 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 from . import tokenizer
 from .config import GPT2Config
-from .files import link, new_folder
+from .files import link, new_folder, remove_folder
 from .model import GPT2, LAYER_NORM_EPSILON
 
+# Fields of config.json that change the mathematics, and the values that mean GPT-2's.
+_ALLOWED = {
+    "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
+    "layer_norm_epsilon": (LAYER_NORM_EPSILON,),
+    "tie_word_embeddings": (True,),
+    "scale_attn_weights": (True,),
+    "scale_attn_by_inverse_layer_idx": (False,),
+}
 _STORED_IN_OUT = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 
 
@@ -30,8 +38,9 @@ def save(folder: Path, model: GPT2, optimizer_state: dict | None = None, state: 
     """
     with new_folder(folder) as aside:
         weights = {name: _transposed(name, array) for name, array in tree_flatten(model.parameters())}
-        mx.save_safetensors(str(aside / "model.safetensors"), weights, metadata={"format": "pt"})
-        _write_json(aside / "config.json", hf_config(model.config))
+        _write_arrays(aside / "model.safetensors", weights)
+        dtype = str(model.wte.weight.dtype).removeprefix("mlx.core.")
+        _write_json(aside / "config.json", hf_config(model.config) | {"torch_dtype": dtype})
         _write_json(aside / "generation_config.json", {"bos_token_id": tokenizer.EOT, "eos_token_id": tokenizer.EOT})
         _write_json(
             aside / "tokenizer_config.json",
@@ -41,8 +50,7 @@ def save(folder: Path, model: GPT2, optimizer_state: dict | None = None, state: 
         shutil.copyfile(tokenizer.ASSETS / "encoder.json", aside / "vocab.json")
         shutil.copyfile(tokenizer.ASSETS / "vocab.bpe", aside / "merges.txt")
         if optimizer_state is not None:
-            arrays = dict(tree_flatten(optimizer_state))
-            mx.save_safetensors(str(aside / "optimizer.safetensors"), arrays)
+            _write_arrays(aside / "optimizer.safetensors", dict(tree_flatten(optimizer_state)))
         if state is not None:
             _write_json(aside / "state.json", state)
 
@@ -65,7 +73,7 @@ def load_weights(folder: Path, model: GPT2) -> None:
     path = folder / "model.safetensors"
     weights = {name: _transposed(name, array) for name, array in _read_arrays(path).items()}
     expected = {name: array.shape for name, array in tree_flatten(model.parameters())}
-    check_names(path, {name: array.shape for name, array in weights.items()}, expected)
+    check_tensors(path, {name: array.shape for name, array in weights.items()}, expected)
     model.update(tree_unflatten(list(weights.items())))
     mx.eval(model.parameters())
 
@@ -75,7 +83,7 @@ def load_training(folder: Path, optimizer_state: dict) -> tuple[dict, dict]:
     path = folder / "optimizer.safetensors"
     arrays = _read_arrays(path)
     expected = {name: array.shape for name, array in tree_flatten(optimizer_state)}
-    check_names(path, {name: array.shape for name, array in arrays.items()}, expected)
+    check_tensors(path, {name: array.shape for name, array in arrays.items()}, expected)
     mx.eval(arrays)
     return tree_unflatten(list(arrays.items())), _read_json(folder / "state.json")
 
@@ -109,7 +117,7 @@ def prune(run: Path, keep: int) -> None:
     linked = {(run / name).resolve().name for name in ("latest", "best")}
     for folder in sorted(run.glob("step-*"))[:-keep]:
         if folder.name not in linked:
-            shutil.rmtree(folder)
+            remove_folder(folder)
 
 
 def mark(run: Path, name: str, folder: Path) -> None:
@@ -137,7 +145,6 @@ def hf_config(config: GPT2Config) -> dict:
         "bos_token_id": tokenizer.EOT,
         "eos_token_id": tokenizer.EOT,
         "tie_word_embeddings": True,
-        "torch_dtype": "float32",
     }
 
 
@@ -147,6 +154,11 @@ def read_config(folder: Path) -> GPT2Config:
     fields = _read_json(path)
     if fields.get("model_type") != "gpt2":
         raise ValueError(f"{path}: model_type is {fields.get('model_type')!r}; it must be 'gpt2'")
+    for name, allowed in _ALLOWED.items():
+        if fields.get(name, allowed[0]) not in allowed:
+            raise ValueError(f"{path}: {name} is {fields[name]!r}; this model has {allowed[0]!r}")
+    if fields.get("n_inner") not in (None, 4 * fields.get("n_embd", 0)):
+        raise ValueError(f"{path}: n_inner is {fields['n_inner']}; this model has 4 n_embd")
     try:
         return GPT2Config(
             block_size=fields["n_positions"],
@@ -154,7 +166,7 @@ def read_config(folder: Path) -> GPT2Config:
             n_layer=fields["n_layer"],
             n_head=fields["n_head"],
             n_embd=fields["n_embd"],
-            dropout=fields.get("resid_pdrop", 0.0),
+            dropout=fields.get("resid_pdrop") or 0.0,
         )
     except KeyError as error:
         raise ValueError(f"{path} has no {error.args[0]}") from None
@@ -162,7 +174,7 @@ def read_config(folder: Path) -> GPT2Config:
         raise ValueError(f"{path}: {error}") from None
 
 
-def check_names(path: Path, found: dict[str, tuple], expected: dict[str, tuple]) -> None:
+def check_tensors(path: Path, found: dict[str, tuple], expected: dict[str, tuple]) -> None:
     """Raise a ValueError that names every tensor that is missing, not expected or of another shape."""
     problems = [f"{name} is missing" for name in expected if name not in found]
     problems += [f"{name} is not expected" for name in found if name not in expected]
@@ -184,6 +196,13 @@ def _read_arrays(path: Path) -> dict[str, mx.array]:
         return mx.load(str(path))
     except RuntimeError as error:
         raise ValueError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
+
+
+def _write_arrays(path: Path, arrays: dict[str, mx.array]) -> None:
+    try:
+        mx.save_safetensors(str(path), arrays, metadata={"format": "pt"})  # transformers asks for a format
+    except RuntimeError as error:
+        raise OSError(f"{path} cannot be written: {str(error).splitlines()[0]}") from None
 
 
 def _read_json(path: Path) -> dict:

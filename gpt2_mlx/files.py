@@ -1,17 +1,22 @@
 """Writing that is whole or not there: aside, synced, renamed."""
 
+import fcntl
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 
 def sync(path: Path) -> None:
     """Have the operating system put a file or a folder's listing on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        if hasattr(fcntl, "F_FULLFSYNC"):  # macOS: fsync alone stops at the drive's own cache
+            fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
+        else:
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
@@ -40,8 +45,7 @@ def new_folder(path: Path) -> Iterator[Path]:
         for file in aside.iterdir():
             sync(file)
         sync(aside)
-        if path.exists():  # a folder cannot be replaced in one call
-            shutil.rmtree(path)
+        remove_folder(path)  # a folder cannot be replaced in one call
         aside.rename(path)
         sync(path.parent)
     finally:
@@ -55,6 +59,28 @@ def link(path: Path, target: str) -> None:
     aside.symlink_to(target)
     aside.replace(path)
     sync(path.parent)
+
+
+def remove_folder(path: Path) -> None:
+    """Delete a folder, if it is there; it loses its name before it loses a file."""
+    if path.exists():
+        doomed = path.with_name(f".{path.name}.{os.getpid()}.old.tmp")
+        path.rename(doomed)
+        shutil.rmtree(doomed)
+
+
+def lock(folder: Path) -> TextIO:
+    """Hold a folder for this process until the returned file is closed or the process ends.
+
+    Raises:
+        ValueError: another process holds it.
+    """
+    file = (folder / ".lock").open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ValueError(f"{folder} is in use by another process") from None
+    return file
 
 
 def remove_leftovers(folder: Path) -> None:

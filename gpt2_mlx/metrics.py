@@ -8,13 +8,14 @@ import math
 from itertools import takewhile
 from pathlib import Path
 
-from .files import new_file
+from .files import new_file, sync
 
 
 class MetricsLog:
     """Appends events to a file, each whole line handed to the operating system before `write` returns."""
 
     def __init__(self, path: Path):
+        self._path = path
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, event: str, step: int, **fields) -> None:
@@ -22,6 +23,10 @@ class MetricsLog:
         fields = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in fields.items()}
         self._file.write(json.dumps({"event": event, "step": step, **fields}, ensure_ascii=False) + "\n")
         self._file.flush()
+
+    def sync(self) -> None:
+        """Have what was written survive a power cut."""
+        sync(self._path)
 
     def close(self) -> None:
         self._file.close()

@@ -149,7 +149,7 @@ class GPT2(nn.Module):
         With a cache (`KVCache.extend`) the tokens go on from what it holds, and it holds them afterwards.
         """
         T = tokens.shape[1]
-        if T > self.config.block_size:
+        if cache is None and T > self.config.block_size:  # a cache knows its lengths and what is padding
             raise ValueError(f"{T} tokens do not fit: this model's block_size is {self.config.block_size}")
         keys = [None] * (self.config.n_layer + 1) if key is None else mx.random.split(key, self.config.n_layer + 1)
         positions = mx.arange(T) if cache is None else cache.positions  # (T,) or (B, T)

@@ -49,7 +49,7 @@ class Curve:
         self.name = run.name
         self.train = [e for e in events if e["event"] == "train" and e["loss"] is not None]
         self.val = [e for e in events if e["event"] == "eval" and e["val_loss"] is not None]
-        self.test = next((e for e in reversed(events) if e["event"] == "test"), None)
+        self.test = next((e for e in reversed(events) if e["event"] == "test" and e["loss"] is not None), None)
         if not self.train and not self.val:
             raise ValueError(f"{run} has logged no loss yet")
         self._tokens_per_step = _tokens_per_step(events)
@@ -82,5 +82,8 @@ class Curve:
 
 
 def _tokens_per_step(events: list[dict]) -> int:
-    config = next(e["config"] for e in events if e["event"] in ("start", "resume"))
-    return config["batch_size"] * config["grad_accum_steps"] * config["block_size"]
+    for event in events:
+        if event["event"] in ("start", "resume"):
+            config = event["config"]
+            return config["batch_size"] * config["grad_accum_steps"] * config["block_size"]
+    return 1

@@ -2,11 +2,15 @@ import os
 
 os.environ.setdefault("MLX_ENABLE_TF32", "0")  # float32 means float32 where results are compared
 
+import hypothesis
 import pytest
 
 import gpt2_mlx  # noqa: F401  (before mlx: it brings the BLAS)
 from gpt2_mlx import device
 from gpt2_mlx.config import GPT2Config
+
+hypothesis.settings.register_profile("no_clock", deadline=None)
+hypothesis.settings.load_profile("no_clock")
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -1,4 +1,5 @@
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from gpt2_mlx import blas
 
 ROOT = Path(__file__).parents[1]
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not installed")
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="macOS has Accelerate")
 
 
@@ -20,6 +22,7 @@ def python(code: str, **environment) -> subprocess.CompletedProcess:
 
 
 @linux_only
+@needs_compiler
 def test_importing_the_package_alone_binds_mlx_to_openblas():
     code = "import gpt2_mlx, mlx.core as mx; mx.eval(mx.ones((64, 64)) @ mx.ones((64, 64)))"
     bindings = python(code, LD_DEBUG="bindings").stderr.splitlines()
@@ -42,6 +45,7 @@ def test_products_are_right_in_all_layouts():
 
 
 @linux_only
+@needs_compiler
 @pytest.mark.parametrize(
     ("prelude", "reason"),
     [

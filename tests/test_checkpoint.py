@@ -99,6 +99,9 @@ def test_broken_files_are_named(saved):
         ("[]", "must hold a JSON object"),
         ('{"model_type": "llama"}', "model_type is 'llama'; it must be 'gpt2'"),
         ('{"model_type": "gpt2"}', "has no n_positions"),
+        ('{"model_type": "gpt2", "activation_function": "relu"}', "activation_function is 'relu'; this model has"),
+        ('{"model_type": "gpt2", "layer_norm_epsilon": 0.001}', "layer_norm_epsilon is 0.001"),
+        ('{"model_type": "gpt2", "n_embd": 4, "n_inner": 5}', "n_inner is 5"),
         (
             '{"model_type": "gpt2", "n_positions": 4, "vocab_size": 5, "n_layer": 1, "n_head": 3, "n_embd": 4}',
             "n_embd is 4; it must be a multiple of n_head, which is 3",
@@ -115,11 +118,11 @@ def test_a_failure_in_mid_save_leaves_the_previous_one(saved, monkeypatch):
     model, folder = saved
     before = sorted((file.name, file.read_bytes()) for file in folder.iterdir())
 
-    def fail(*args):
-        raise OSError("no space left on device")
+    def fail(*args, **kwargs):
+        raise RuntimeError("[write] Unable to write 17 bytes to file.")  # as MLX tells of a full disk
 
-    monkeypatch.setattr("shutil.copyfile", fail)
-    with pytest.raises(OSError, match="no space"):
+    monkeypatch.setattr("mlx.core.save_safetensors", fail)
+    with pytest.raises(OSError, match=r"model\.safetensors cannot be written: \[write\] Unable"):
         checkpoint.save(folder, GPT2(model.config, seed=6))
     assert sorted((file.name, file.read_bytes()) for file in folder.iterdir()) == before
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]

@@ -1,4 +1,5 @@
 import hashlib
+import http.client
 import http.server
 import threading
 
@@ -89,7 +90,17 @@ def test_files_and_folders_of_the_users(tmp_path):
     assert found.name == tmp_path.name
 
 
+def test_a_broken_download_is_no_end(data, server, monkeypatch):
+    def cut(*args, **kwargs):
+        raise http.client.IncompleteRead(b"half")
+
+    monkeypatch.setattr("urllib.request.urlopen", cut)
+    assert "IncompleteRead" in text.find("tinyshakespeare").note
+
+
 def test_what_is_not_there_is_named(tmp_path):
+    with pytest.raises(ValueError, match="--data is ''"):
+        text.find("")
     with pytest.raises(ValueError, match="'nowhere.txt', which is no file or folder; allowed: tinyshakespeare"):
         text.find("nowhere.txt")
     with pytest.raises(ValueError, match="holds no .txt file"):

@@ -78,31 +78,39 @@ def test_the_same_seed_gives_the_same_bytes(undisturbed, text, tmp_path):
 
 def test_killed_at_random_instants_and_resumed_it_ends_as_if_undisturbed(undisturbed, text, tmp_path):
     run, instants = tmp_path / "killed", random.Random(0)
+    # KILLS=20 takes a minute. Half of them in the middle of the steps, the rest around the start and the saves.
     kills = int(os.environ.get("KILLS", "6"))
-    began = time.monotonic()
-    assert train(text, tmp_path / "timed").returncode == 0
-    duration = time.monotonic() - began
-    killed = 0
-    for _ in range(kills):
-        process = subprocess.Popen(
-            command(text, run, "--resume"), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        time.sleep(instants.uniform(0, duration))
-        process.send_signal(signal.SIGKILL)
-        killed += process.wait() == -signal.SIGKILL
-    assert killed > kills / 2  # the others had ended before
+    reached = []
+    for at in sorted(instants.sample(range(38), kills)):
+        process = subprocess.Popen(command(text, run, "--resume"), cwd=ROOT, stdout=subprocess.DEVNULL)
+        while process.poll() is None and last_step(run) < at:
+            time.sleep(0.001)
+        time.sleep(instants.uniform(0, 0.03))  # anywhere within a step, an evaluation or a save
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+        reached.append(last_step(run))
+    assert len({step for step in reached if 0 < step < 40}) > kills / 2, "the kills must fall between the steps"
     done = train(text, run, "--resume")
     assert done.returncode == 0, done.stderr
     assert final_bytes(run) == final_bytes(undisturbed)
     steps = [e["step"] for e in metrics.read(run / "metrics.jsonl") if e["event"] == "eval"]
     assert steps == [20, 40]  # told once each
-    assert not list(run.glob(".*"))
+    assert not list(run.glob(".*.tmp"))
+
+
+def last_step(run: Path) -> int:
+    """The last step a run has told of."""
+    log = run / "metrics.jsonl"
+    return max([e["step"] for e in metrics.read(log)], default=-1) if log.exists() else -1
 
 
 @pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 143)])
 def test_stopped_by_a_signal_it_saves_and_can_go_on(undisturbed, text, tmp_path, name, status):
     run = tmp_path / "run"
-    process = subprocess.Popen(command(text, run, save_interval=1000), cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    process = subprocess.Popen(
+        command(text, run, save_interval=1000), cwd=ROOT, stdout=subprocess.PIPE, text=True, env=buffered
+    )
     lines = iter(process.stdout.readline, "")
     output = "".join(line for line in takewhile(lambda line: not line.startswith("step"), lines))
     process.send_signal(getattr(signal, name))
@@ -112,6 +120,21 @@ def test_stopped_by_a_signal_it_saves_and_can_go_on(undisturbed, text, tmp_path,
     assert metrics.read(run / "metrics.jsonl")[-1]["reason"] == name
     assert train(text, run, "--resume").returncode == 0
     assert final_bytes(run) == final_bytes(undisturbed)
+
+
+def test_two_processes_cannot_hold_one_run(text, tmp_path):
+    run = tmp_path / "run"
+    first = subprocess.Popen(command(text, run, max_steps=100_000), cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    while "step" not in first.stdout.readline():
+        pass
+    second = train(text, run, "--resume", max_steps=100_000)
+    assert second.returncode == 2
+    assert "is in use by another process" in second.stderr
+    first.send_signal(signal.SIGTERM)
+    first.communicate()
+    assert first.returncode == 143
+    told = [e["step"] for e in metrics.read(run / "metrics.jsonl") if e["event"] == "train"]
+    assert told == list(range(1, len(told) + 1))
 
 
 def test_a_second_run_in_a_folder_needs_resume(undisturbed, text):

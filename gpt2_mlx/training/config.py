@@ -14,7 +14,7 @@ class TrainConfig:
     data: str = "tinyshakespeare"
     """What to learn from: tinyshakespeare, shakespeare, a UTF-8 text file, or a folder of .txt files."""
     preset: Literal["auto", "tiny", "baby", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"] = "auto"
-    """Size of the model; auto is baby on a GPU and tiny on a CPU."""
+    """Size of the model and its recipe; auto is baby on a GPU and tiny on a CPU. The README lists them."""
     n_layer: int | None = None
     """Blocks. Default: the preset's, as for the next four."""
     n_head: int | None = None
@@ -30,9 +30,9 @@ class TrainConfig:
     out: str | None = None
     """Run folder. Default: checkpoints/<data>-<preset>."""
     resume: bool = False
-    """Go on from the run's latest checkpoint, with the settings it was started with."""
+    """Go on from the run's latest checkpoint, with the settings it was started with; without one, begin."""
     max_steps: int | None = None
-    """Optimizer steps; the learning rate's cosine ends there."""
+    """Optimizer steps; the learning rate's cosine ends there. Default: the preset's, as for the next ones."""
     batch_size: int | None = None
     """Windows per micro-batch; as many as memory and the device's speed allow."""
     grad_accum_steps: int = 1
@@ -44,7 +44,7 @@ class TrainConfig:
     min_lr: float | None = None
     """Rate of the last step. Default: a tenth of the peak."""
     warmup_steps: int | None = None
-    """Steps of linear warm-up, while AdamW's moments are still rough."""
+    """Steps of linear warm-up, while AdamW's moments are still rough. Default: the preset's, at most a tenth."""
     weight_decay: float | None = None
     """Decoupled decay of matrices, per unit of learning rate; vectors are left alone."""
     beta2: float = 0.99
@@ -100,19 +100,23 @@ class TrainConfig:
         Raises:
             ValueError: a flag asks for another shape than the checkpoint's.
         """
-        preset = self.preset if self.preset != "auto" else ("baby" if on_gpu else "tiny")
+        preset = self.preset if self.preset != "auto" else _preset_of(init) or ("baby" if on_gpu else "tiny")
         given = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
         shape = {name: getattr(init or PRESETS[preset], name) for name in SHAPE}
         for name in SHAPE:
             if init and name != "dropout" and given.get(name, shape[name]) != shape[name]:
                 raise ValueError(f"{flag(name)} is {given[name]}, but {self.init_from} has {shape[name]}")
         full = {**shape, **DEFAULTS[preset], **given, "preset": preset}
+        if self.warmup_steps is None:
+            full["warmup_steps"] = min(full["warmup_steps"], full["max_steps"] // 10)
         full.setdefault("min_lr", full["learning_rate"] / 10)
         full.setdefault("eval_interval", max(1, full["max_steps"] // 4))
         full.setdefault("sample_interval", full["eval_interval"])
         full.setdefault("save_interval", full["eval_interval"])
         full.setdefault("dtype", "float32")
-        return TrainConfig(**full)
+        resolved = TrainConfig(**full)
+        resolved.model_config()  # raises where the shape is impossible
+        return resolved
 
     def model_config(self) -> GPT2Config:
         """The model's shape, of resolved settings."""
@@ -120,6 +124,14 @@ class TrainConfig:
 
 
 SHAPE = ("n_layer", "n_head", "n_embd", "block_size", "dropout")
+
+
+def _preset_of(config: GPT2Config | None) -> str | None:
+    """The preset that has a model's width and depth."""
+    return next(
+        (name for name, p in PRESETS.items() if config and (p.n_layer, p.n_embd) == (config.n_layer, config.n_embd)),
+        None,
+    )
 
 
 def flag(name: str) -> str:

@@ -37,7 +37,12 @@ class TokenDataset:
         key = _key(source)
         folder = cache / key
         if not _is_whole(folder):
-            _write(folder, _encode(source))
+            tokens = _encode(source)
+            try:
+                _write(folder, tokens)
+            except OSError:
+                if not _is_whole(folder):  # else another process was quicker
+                    raise
         return TokenDataset(np.load(folder / "tokens.npy", mmap_mode="r"), key)
 
     def split(self, name: str) -> np.ndarray:

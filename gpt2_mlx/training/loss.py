@@ -85,7 +85,7 @@ def _exponentials(h: mx.array, wte: mx.array) -> tuple[mx.array, mx.array, mx.ar
 
 
 def _loss(hidden: mx.array, at_target: mx.array, log_total: mx.array, targets: mx.array) -> mx.array:
-    target_logit = mx.sum(hidden * at_target, axis=-1, keepdims=True)  # (N, 1)
+    target_logit = mx.sum(hidden.astype(mx.float32) * at_target, axis=-1, keepdims=True)  # (N, 1)
     return mx.sum(_counts(targets) * (log_total - target_logit))
 
 

@@ -1,12 +1,14 @@
 """What a run tells: events to metrics.jsonl, lines to the console, a progress bar where there is a terminal."""
 
 import math
+import sys
 from pathlib import Path
 
 from tqdm import tqdm
 
 from .. import device
 from ..metrics import MetricsLog
+from .config import TrainConfig
 
 
 class Report:
@@ -17,46 +19,42 @@ class Report:
     Args:
         run: the run folder.
         step: the steps done before.
-        max_steps: the steps of the whole run.
-        log_interval: steps between two `train` events.
+        config: the run's settings.
     """
 
-    def __init__(self, run: Path, step: int, max_steps: int, log_interval: int):
+    def __init__(self, run: Path, step: int, config: TrainConfig):
         self._log = MetricsLog(run / "metrics.jsonl")
-        self._max_steps, self._log_interval = max_steps, log_interval
+        self._max_steps, self._log_interval = config.max_steps, config.log_interval
+        self._tokens_per_step = config.grad_accum_steps * config.batch_size * config.block_size
         # disable=None: no bar where stderr is no terminal
-        self._bar = tqdm(initial=step, total=max_steps, unit="step", disable=None, dynamic_ncols=True, smoothing=0.05)
-        self._tokens, self._seconds = 0, 0.0  # since the last train event
+        self._bar = tqdm(initial=step, total=self._max_steps, unit="step", disable=None, dynamic_ncols=True)
+        self._steps, self._seconds = 0, 0.0  # since the last train event
 
     def step(
-        self, step: int, loss: float, rate: float, norm: float, taken: bool, tokens: int, seconds: float, elapsed: float
+        self, step: int, *, loss: float, lr: float, grad_norm: float, taken: bool, seconds: float, elapsed_s: float
     ) -> None:
-        """One optimizer step is done: `tokens` read in `seconds`, `elapsed` since the run began."""
-        self._tokens, self._seconds = self._tokens + tokens, self._seconds + seconds
+        """A step is done, in `seconds`, `elapsed_s` after the run began."""
+        self._steps, self._seconds = self._steps + 1, self._seconds + seconds
         self._bar.update()
         if not taken:
-            self._log.write("skip", step, loss=loss, grad_norm=norm)
+            self._log.write("skip", step, loss=loss, grad_norm=grad_norm)
             self.say(f"step {step}: skipped, its gradients are not finite (loss {loss})")
         if step == 1 or step % self._log_interval == 0 or step == self._max_steps:
-            speed = self._tokens / self._seconds
-            self._log.write(
-                "train",
-                step,
-                loss=loss,
-                lr=rate,
-                grad_norm=norm,
-                tokens_per_s=round(speed, 1),
-                peak_memory_gb=round(device.peak_memory_gb(), 3),
-                elapsed_s=round(elapsed, 3),
+            self._train_event(step, loss=loss, lr=lr, grad_norm=grad_norm, elapsed_s=round(elapsed_s, 3))
+
+    def _train_event(self, step: int, **numbers: float) -> None:
+        seconds_per_step = self._seconds / self._steps
+        speed = self._tokens_per_step / seconds_per_step
+        memory = round(device.peak_memory_gb(), 3)
+        self._log.write("train", step, **numbers, tokens_per_s=round(speed, 1), peak_memory_gb=memory)
+        self._bar.set_postfix_str(f"loss {numbers['loss']:.3f}, {speed:,.0f} tokens/s")
+        if self._bar.disable:
+            left = tqdm.format_interval((self._max_steps - step) * seconds_per_step)
+            self.say(
+                f"step {step:>6}/{self._max_steps} | loss {numbers['loss']:.4f} | lr {numbers['lr']:.2e}"
+                f" | norm {numbers['grad_norm']:.2f} | {speed:,.0f} tokens/s | {left} left"
             )
-            self._bar.set_postfix_str(f"loss {loss:.3f}, {speed:,.0f} tokens/s")
-            if self._bar.disable:
-                left = (self._max_steps - step) * self._seconds / self._tokens * tokens
-                self.say(
-                    f"step {step:>6}/{self._max_steps} | loss {loss:.4f} | lr {rate:.2e} | norm {norm:.2f}"
-                    f" | {speed:,.0f} tokens/s | {tqdm.format_interval(left)} left"
-                )
-            self._tokens, self._seconds = 0, 0.0
+        self._steps, self._seconds = 0, 0.0
 
     def validation(self, step: int, loss: float, is_best: bool) -> None:
         self._log.write("eval", step, val_loss=loss)
@@ -73,6 +71,7 @@ class Report:
 
     def saved(self, step: int, folder: Path) -> None:
         self._log.write("save", step, path=folder.name)
+        self._log.sync()
 
     def end(self, step: int, reason: str, elapsed: float) -> None:
         self._log.write("end", step, reason=reason, elapsed_s=round(elapsed, 3))
@@ -80,6 +79,7 @@ class Report:
     def say(self, line: str) -> None:
         """Print a line above the bar."""
         tqdm.write(line)
+        sys.stdout.flush()  # into a pipe, too, as it happens
 
     def close(self) -> None:
         self._bar.close()

@@ -9,16 +9,15 @@ from pathlib import Path
 import mlx.core as mx
 
 from .. import checkpoint, device, metrics
-from ..files import new_file, remove_leftovers
+from ..files import lock, new_file, remove_leftovers
 from ..model import GPT2
-from .config import TrainConfig, flag
+from .config import SHAPE, TrainConfig, flag
 from .data import SPLITS, TokenDataset
 from .text import Source
 from .trainer import Trainer
 
 # What a resumed run must share with the one that was stopped, or it would be another run.
-_FIXED = ("preset", "n_layer", "n_head", "n_embd", "block_size", "dropout", "init_from", "batch_size")
-_FIXED += ("grad_accum_steps", "optimizer", "dtype", "seed")
+_FIXED = (*SHAPE, "preset", "init_from", "batch_size", "grad_accum_steps", "optimizer", "dtype", "seed")
 
 
 def saved_settings(run: Path) -> TrainConfig | None:
@@ -32,6 +31,10 @@ def saved_settings(run: Path) -> TrainConfig | None:
         return TrainConfig(**_read_facts(run)["config"]) if path.exists() else None
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from None
+
+
+def _text_key(run: Path) -> str | None:
+    return _read_facts(run).get("text", {}).get("key")
 
 
 def _read_facts(run: Path) -> dict:
@@ -53,31 +56,36 @@ def open_run(config: TrainConfig, source: Source, run: Path) -> Trainer:
         ValueError: the folder holds a run and --resume is not given, or what it holds does not fit.
     """
     latest = run / "latest"
-    if latest.exists() and not config.resume:
+    resuming = latest.exists()
+    if resuming and not config.resume:
         raise ValueError(f"{run} holds a run already: go on with --resume, or choose another folder with --out")
     dataset = TokenDataset.open(source)
     dataset.check_length(config.block_size)
-    if latest.exists() and _read_facts(run)["text"]["key"] != dataset.key:
+    if resuming and _text_key(run) != dataset.key:
         raise ValueError(f"{', '.join(map(str, source.files))} is not the text that {run} began to learn from")
-    trainer = Trainer(config, _model(config), dataset, run)
     run.mkdir(parents=True, exist_ok=True)
+    held = lock(run)
     remove_leftovers(run)
-    if latest.exists():
+    trainer = Trainer(config, _model(config, resuming), dataset, run)
+    trainer.lock = held  # as long as there is a trainer
+    if resuming:
         trainer.restore(latest.resolve())
     step = trainer.progress.step
-    metrics.rewind(run / "metrics.jsonl", step if latest.exists() else -1)
+    if step > config.max_steps:
+        raise ValueError(f"--max-steps is {config.max_steps}, but {run} is at step {step} already")
+    metrics.rewind(run / "metrics.jsonl", step if resuming else -1)
     facts = _facts(trainer, source)
     with new_file(run / "train.json") as aside:
         aside.write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     log = metrics.MetricsLog(run / "metrics.jsonl")
-    log.write("resume" if latest.exists() else "start", step, **facts)
+    log.write("resume" if resuming else "start", step, **facts)
     log.close()
     return trainer
 
 
-def _model(config: TrainConfig) -> GPT2:
+def _model(config: TrainConfig, resuming: bool) -> GPT2:
     model = GPT2(config.model_config(), config.seed)
-    if config.init_from == "scratch":
+    if config.init_from == "scratch" or resuming:
         mx.eval(model.parameters())
     else:
         checkpoint.load_weights(checkpoint.resolve(Path(config.init_from)), model)

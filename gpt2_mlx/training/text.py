@@ -1,6 +1,7 @@
 """Where a text comes from: what ships with the project, what is fetched once, what the user has."""
 
 import hashlib
+import http.client
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +33,7 @@ def find(data: str) -> Source:
     if data == "shakespeare":
         return Source("shakespeare", (DATA / "shakespeare" / "input.txt",))
     path = Path(data)
-    if path.is_dir():
+    if data and path.is_dir():
         files = tuple(sorted(path.rglob("*.txt")))
         if not files:
             raise ValueError(f"--data is the folder {data}, which holds no .txt file")
@@ -51,7 +52,7 @@ def _tinyshakespeare() -> Source:
     if not path.exists():
         try:
             _fetch(TINYSHAKESPEARE_URL, TINYSHAKESPEARE_SHA256, path)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, http.client.HTTPException) as error:
             note = f"Tiny Shakespeare could not be fetched ({error}); training on the text `shakespeare` instead"
             return Source("shakespeare", find("shakespeare").files, note)
     return Source("tinyshakespeare", (path,))

@@ -1,6 +1,7 @@
 """The trainer: one compiled step, repeated, with validation, samples and checkpoints between two steps."""
 
 import dataclasses
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +54,7 @@ class Trainer:
         self.progress = Progress()
         self.optimizer = optim.build(config, model)
         self.stop_reason: str | None = None  # set from outside to stop between two steps
+        self._saved_step = 0
         self._encoding = tokenizer.load()
         self._streams = device.streams(config.batch_size)
         state = [model.state, self.optimizer.state]
@@ -64,14 +66,16 @@ class Trainer:
     def fit(self) -> str:
         """Train to the end and return its reason: "max_steps", "patience" or what `stop_reason` was set to."""
         config, progress = self.config, self.progress
-        self._report = Report(self.run, progress.step, config.max_steps, config.log_interval)
+        self._report = Report(self.run, progress.step, config)
         self._began = time.perf_counter() - progress.elapsed_s
         try:
             self._loop()
-            finished = "max_steps" if progress.step >= config.max_steps else "patience"
-            reason = self.stop_reason or finished
+            if progress.step != self._saved_step:
+                self.save()
             if not self.stop_reason:
                 self._test()
+            finished = "max_steps" if progress.step >= config.max_steps else "patience"
+            reason = self.stop_reason or finished
             self._report.end(progress.step, reason, time.perf_counter() - self._began)
         finally:
             self._report.close()
@@ -95,16 +99,14 @@ class Trainer:
             now = time.perf_counter()
             progress.elapsed_s = now - self._began
             progress.skipped += not taken.item()
-            tokens = config.grad_accum_steps * config.batch_size * config.block_size
             self._report.step(
                 progress.step,
-                loss.item(),
-                rate,
-                norm.item(),
-                taken.item(),
-                tokens,
-                now - began,
-                progress.elapsed_s,
+                loss=loss.item(),
+                lr=rate,
+                grad_norm=norm.item(),
+                taken=taken.item(),
+                seconds=now - began,
+                elapsed_s=progress.elapsed_s,
             )
             self._between_steps()
 
@@ -115,14 +117,13 @@ class Trainer:
             self._validate()
         if config.sample_interval and step % config.sample_interval == 0 and step < config.max_steps:
             self._sample(config.seed)
-        last = step == config.max_steps or self.stop_reason or self._out_of_patience()
-        if last or step % config.save_interval == 0 or step == self.progress.best_step:
+        if step % config.save_interval == 0 or step == self.progress.best_step:
             self.save()
 
     def _validate(self) -> None:
         progress = self.progress
         loss = self.evaluate("val")
-        is_best = progress.best_loss is None or loss < progress.best_loss
+        is_best = math.isfinite(loss) and (progress.best_loss is None or loss < progress.best_loss)
         if is_best:
             progress.best_loss, progress.best_step, progress.evals_since_best = loss, progress.step, 0
         else:
@@ -134,11 +135,12 @@ class Trainer:
 
     def _test(self) -> None:
         """Test and sample the weights with the best validation loss; they stay in the model."""
-        step = self.progress.best_step
-        checkpoint.load_weights(self.run / "best", self.model)
+        step = self.progress.best_step or self.progress.step  # none is best where no loss was finite
+        checkpoint.load_weights(self.run / f"step-{step:08d}", self.model)
         self._report.test(step, self.evaluate("test"))
         for i in range(FINAL_SAMPLES):
-            self._sample(self.config.seed + i)
+            if not self.stop_reason:
+                self._sample(self.config.seed + i)
 
     def _sample(self, seed: int) -> None:
         text = generate(self.model, self._encoding, SAMPLE_PROMPT, max_tokens=SAMPLE_TOKENS, seed=seed)
@@ -174,20 +176,24 @@ class Trainer:
         """Write a checkpoint of this very state and point `latest` to it."""
         progress = self.progress
         folder = self.run / f"step-{progress.step:08d}"
-        checkpoint.save(folder, self.model, self.optimizer.state, dataclasses.asdict(progress))
+        state = {"seed": self.config.seed, **dataclasses.asdict(progress)}
+        checkpoint.save(folder, self.model, self.optimizer.state, state)
         if progress.best_step == progress.step:
             checkpoint.mark(self.run, "best", folder)
         checkpoint.mark(self.run, "latest", folder)
         checkpoint.prune(self.run, self.config.keep)
+        self._saved_step = progress.step
         self._report.saved(progress.step, folder)
 
     def restore(self, folder: Path) -> None:
         """Go back to the state that `save` wrote."""
         checkpoint.load_weights(folder, self.model)
-        state, progress = checkpoint.load_training(folder, self.optimizer.state)
-        optim.set_state(self.optimizer, state)
+        arrays, state = checkpoint.load_training(folder, self.optimizer.state)
+        optim.set_state(self.optimizer, arrays)
+        state.pop("seed", None)  # the settings have it
         try:
-            self.progress = Progress(**progress)
+            self.progress = Progress(**state)
+            self._saved_step = self.progress.step
         except TypeError as error:
             raise ValueError(f"{folder / 'state.json'} is of another version: {error}") from None
 
@@ -204,7 +210,8 @@ class Trainer:
             loss, count, gradients = loss + more_loss, count + more_count, tree_map(mx.add, gradients, more)
         return loss, count, gradients
 
-    def _loss(self, parameters: dict, tokens: mx.array, targets: mx.array, key: mx.array) -> Batch:
+    def _loss(self, parameters: dict, tokens: mx.array, targets: mx.array, key: mx.array) -> tuple[mx.array, mx.array]:
+        """Summed loss and tokens that count, computed in the run's dtype."""
         dtype = getattr(mx, self.config.dtype)
         self.model.update(tree_map(lambda p: p.astype(dtype), parameters))
         hidden = self.model.hidden(tokens, key if self.config.dropout else None)
