@@ -56,7 +56,7 @@ class TrainConfig:
     seed: int = 1337
     """Everything random follows from it: weights, order of reading, dropout, samples."""
     eval_interval: int | None = None
-    """Steps between two validation losses. Default: a quarter of max_steps."""
+    """Steps between two validation losses. Default: a quarter of max_steps, at least 25."""
     log_interval: int = 10
     """Steps between two lines of the log."""
     sample_interval: int | None = None
@@ -110,7 +110,7 @@ class TrainConfig:
         if self.warmup_steps is None:
             full["warmup_steps"] = min(full["warmup_steps"], full["max_steps"] // 10)
         full.setdefault("min_lr", full["learning_rate"] / 10)
-        full.setdefault("eval_interval", max(1, full["max_steps"] // 4))
+        full.setdefault("eval_interval", max(25, full["max_steps"] // 4))
         full.setdefault("sample_interval", full["eval_interval"])
         full.setdefault("save_interval", full["eval_interval"])
         full.setdefault("dtype", "float32")
@@ -139,7 +139,8 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-# Tuned on Tiny Shakespeare for tiny; see the README for what was measured.
+# Tuned on Tiny Shakespeare for tiny only. Its short runs on little text want Muon and much decay: after as many tokens
+# AdamW at 3e-3 was 0.55 nats behind; dropout of 0.1 cost about 0.08, a decay of 0.1 instead of 0.6 about 0.04.
 _LARGE = {
     "max_steps": 2000,
     "batch_size": 4,
