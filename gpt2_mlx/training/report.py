@@ -14,7 +14,7 @@ from .config import TrainConfig
 class Report:
     """Tells of one call of `Trainer.fit`; close it when that ends.
 
-    The first step is logged too: its loss should be about ln V.
+    The loss of a train event is the mean since the one before. The first step has its own: it should be about ln V.
 
     Args:
         run: the run folder.
@@ -28,19 +28,21 @@ class Report:
         self._tokens_per_step = config.grad_accum_steps * config.batch_size * config.block_size
         # disable=None: no bar where stderr is no terminal
         self._bar = tqdm(initial=step, total=self._max_steps, unit="step", disable=None, dynamic_ncols=True)
-        self._steps, self._seconds = 0, 0.0  # since the last train event
+        self._steps, self._seconds, self._loss = 0, 0.0, 0.0  # sums since the last train event
 
     def step(
         self, step: int, *, loss: float, lr: float, grad_norm: float, taken: bool, seconds: float, elapsed_s: float
     ) -> None:
         """A step is done, in `seconds`, `elapsed_s` after the run began."""
-        self._steps, self._seconds = self._steps + 1, self._seconds + seconds
+        self._steps, self._seconds, self._loss = self._steps + 1, self._seconds + seconds, self._loss + loss
         self._bar.update()
         if not taken:
             self._log.write("skip", step, loss=loss, grad_norm=grad_norm)
             self.say(f"step {step}: skipped, its gradients are not finite (loss {loss})")
         if step == 1 or step % self._log_interval == 0 or step == self._max_steps:
-            self._train_event(step, loss=loss, lr=lr, grad_norm=grad_norm, elapsed_s=round(elapsed_s, 3))
+            self._train_event(
+                step, loss=self._loss / self._steps, lr=lr, grad_norm=grad_norm, elapsed_s=round(elapsed_s, 3)
+            )
 
     def _train_event(self, step: int, **numbers: float) -> None:
         seconds_per_step = self._seconds / self._steps
@@ -54,7 +56,7 @@ class Report:
                 f"step {step:>6}/{self._max_steps} | loss {numbers['loss']:.4f} | lr {numbers['lr']:.2e}"
                 f" | norm {numbers['grad_norm']:.2f} | {speed:,.0f} tokens/s | {left} left"
             )
-        self._steps, self._seconds = 0, 0.0
+        self._steps, self._seconds, self._loss = 0, 0.0, 0.0
 
     def validation(self, step: int, loss: float, is_best: bool) -> None:
         self._log.write("eval", step, val_loss=loss)
