@@ -23,7 +23,7 @@ class PlotConfig:
 
 def main() -> None:
     config = cli.parse(PlotConfig)
-    runs = list(config.runs) or [checkpoint.newest_run(Path("checkpoints"))]
+    runs = list(config.runs) or [checkpoint.newest_run(Path("checkpoints"), "metrics.jsonl")]
     out = config.out or runs[0] / "loss.png"
     plot.draw(runs, out, config.x)
     print(out)

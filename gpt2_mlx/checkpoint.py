@@ -100,16 +100,16 @@ def resolve(path: Path) -> Path:
     raise ValueError(f"{path} is neither a checkpoint (no config.json) nor a run with one")
 
 
-def newest_run(folder: Path) -> Path:
-    """The run below a folder that was written to last.
+def newest_run(folder: Path, file: str = "latest/config.json") -> Path:
+    """The run below a folder whose `file` is the newest; by default the one that saved a checkpoint last.
 
     Raises:
         ValueError: there is none.
     """
-    logs = sorted(folder.glob("*/metrics.jsonl"), key=lambda log: log.stat().st_mtime)
-    if not logs:
+    runs = [run for run in folder.glob("*") if (run / file).is_file()]
+    if not runs:
         raise ValueError(f"there is no run under {folder}/: train one first with `python train.py`, or name one")
-    return logs[-1].parent
+    return max(runs, key=lambda run: (run / file).stat().st_mtime)
 
 
 def prune(run: Path, keep: int) -> None:

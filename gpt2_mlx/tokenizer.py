@@ -43,10 +43,18 @@ class StreamingDecoder:
         self._encoding = encoding
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
-    def push(self, ids: list[int]) -> str:
+    def add(self, id: int) -> str:
         """The text that is certain now; bytes that can be no character become U+FFFD."""
-        return self._utf8.decode(self._encoding.decode_bytes(ids))
+        return self._utf8.decode(token_bytes(self._encoding, id))
 
     def finish(self) -> str:
         """What was held back, as U+FFFD."""
         return self._utf8.decode(b"", final=True)
+
+
+def token_bytes(encoding: tiktoken.Encoding, id: int) -> bytes:
+    """The bytes of a token; those of U+FFFD for an id that a model's padded vocabulary has beyond the tokenizer's."""
+    try:
+        return encoding.decode_single_token_bytes(id)
+    except KeyError:
+        return "\ufffd".encode()

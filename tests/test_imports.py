@@ -16,7 +16,8 @@ WINGS = {
     "training": [
         f"training.{name}" for name in ("config", "text", "data", "loss", "optim", "report", "trainer", "run")
     ],
-    "serving": [f"serving.{name}" for name in ("schemas", "async_engine", "app")],
+    "serving": ["serving." + x for x in ("config", "errors", "schemas", "stream", "async_engine", "telemetry")]
+    + ["serving." + x for x in ("choice", "completions", "app", "server")],
 }
 REACH = {"generation": ["generation"], "training": ["generation", "training"], "serving": ["generation", "serving"]}
 ROOT = ["__init__", "__main__"]  # the public face may import all

@@ -1,3 +1,5 @@
+import re
+
 import mlx.core as mx
 import pytest
 from hypothesis import given
@@ -6,37 +8,56 @@ from hypothesis import strategies as st
 import gpt2_mlx
 from gpt2_mlx import GPT2, GPT2Config, checkpoint, tokenizer
 from gpt2_mlx.generation.text import TextStream
+from gpt2_mlx.tokenizer import token_bytes
 
 ENCODING = tokenizer.load()
 
 
-def streamed(text: str, stop: list[str], sizes: list[int]) -> tuple[list[str], bool]:
-    ids, out, pieces = ENCODING.encode_ordinary(text), TextStream(ENCODING, stop), []
-    while ids:
-        n = sizes.pop() if sizes else 1
-        pieces.append(out.push(ids[:n]))
-        ids = ids[n:]
-    return [*pieces, out.finish()], out.stopped
+TEXTS = st.text(alphabet="ab.?!\"' \n)”é🎭\u2028", max_size=40)
 
 
-@given(
-    st.text(alphabet="abc \N{GRINNING FACE}", max_size=40),
-    st.lists(st.text(alphabet="abc \N{GRINNING FACE}", min_size=1, max_size=4), max_size=4),
-    st.lists(st.integers(1, 3)),
-)
-def test_the_text_ends_before_the_stop_string_that_is_complete_first_however_it_is_cut(text, stop, sizes):
-    pieces, stopped = streamed(text, stop, sizes)
-    ends = [(text.index(s) + len(s), text.index(s)) for s in stop if s in text]  # the first to be complete
-    assert "".join(pieces) == (text[: min(ends)[1]] if ends else text)
-    assert stopped == bool(ends)
+@given(text=TEXTS)
+def test_pieces_join_to_the_whole_and_hold_no_half_character(text):
+    decoder = TextStream(ENCODING)
+    pieces = [*map(decoder.add, ENCODING.encode_ordinary(text)), decoder.finish()]
+    assert "".join(pieces) == text
+    assert all("\ufffd" not in piece for piece in pieces)
 
 
-def test_what_cannot_become_a_stop_string_is_not_held_back():
-    out = TextStream(ENCODING, ["\n\nROMEO:"])
-    assert out.push(ENCODING.encode_ordinary("Speak.\n\n")) == "Speak."
-    assert out.push(ENCODING.encode_ordinary("JULIET:")) == "\n\nJULIET:"
-    assert out.push(ENCODING.encode_ordinary("\n\nROMEO:")) == ""
-    assert out.stopped
+@given(ids=st.lists(st.integers(0, 50_300), max_size=20))
+def test_any_ids_decode_as_their_bytes_do(ids):
+    decoder = TextStream(ENCODING)
+    pieces = [*map(decoder.add, ids), decoder.finish()]
+    assert "".join(pieces) == b"".join(token_bytes(ENCODING, id) for id in ids).decode("utf-8", "replace")
+
+
+@given(text=TEXTS, stops=st.lists(st.text(alphabet="ab.é🎭 ", min_size=1, max_size=4), min_size=1, max_size=4))
+def test_stop_strings_are_kept_out_wherever_tokens_end(text, stops):
+    # the stop that is complete first, and of those the longest
+    ends = [(text.find(stop) + len(stop), text.find(stop)) for stop in stops if stop in text]
+    expected = text[: min(ends)[1]] if ends else text
+    for ids in (ENCODING.encode_ordinary(text), [ENCODING.encode_single_token(bytes([b])) for b in text.encode()]):
+        decoder = TextStream(ENCODING, tuple(stops))
+        pieces = [*map(decoder.add, ids), decoder.finish()]
+        assert "".join(pieces) == expected
+        assert decoder.stopped == bool(ends)
+        assert decoder.n_given == decoder.n_chars == len(expected)
+
+
+@given(text=TEXTS)
+def test_a_whole_sentence_ends_alike_wherever_tokens_end(text):
+    match = re.search(r"[.!?]+[\"'”)]*(?=\s)", text)
+    for ids in (ENCODING.encode_ordinary(text), [ENCODING.encode_single_token(bytes([b])) for b in text.encode()]):
+        decoder = TextStream(ENCODING, whole_sentence=True)
+        pieces = [*map(decoder.add, ids), decoder.finish()]
+        assert "".join(pieces) == (text[: match.end()] if match else text)
+
+
+def test_text_is_held_back_no_longer_than_it_must():
+    decoder = TextStream(ENCODING, ("abc",))
+    give = [decoder.add(ENCODING.encode_single_token(letter)) for letter in ("x", "a", "b", "x", "a", "b", "c", "x")]
+    assert give == ["x", "", "", "abx", "", "", "", ""]
+    assert decoder.stopped
 
 
 @pytest.fixture(scope="module")

@@ -82,6 +82,7 @@ class Engine:
 
         An exception leaves the sequences of the step to `fail_step`; the others are untouched.
         """
+        self._in_step = []
         prefill, decode = self._scheduler.schedule()
         self._in_step = [*prefill, *decode]
         outputs = []
@@ -92,11 +93,10 @@ class Engine:
         return outputs
 
     def fail_step(self) -> list[int]:
-        """Free the sequences of a step that raised, and return their ids."""
-        failed = [sequence for sequence in self._in_step if sequence.status is Status.RUNNING]
-        for sequence in failed:
+        """Free the sequences of a step that raised, and return their ids: its outputs are lost for all of them."""
+        for sequence in self._in_step:
             self._finish(sequence, "error")
-        return [sequence.id for sequence in failed]
+        return [sequence.id for sequence in self._in_step]
 
     def warm_up(self) -> None:
         """Run each shape once, so that the first request is as fast as the tenth."""
@@ -119,7 +119,7 @@ class Engine:
         return len(self._scheduler.running)
 
     def _finish(self, sequence: Sequence, reason: str) -> None:
-        if sequence.slot is not None:
+        if sequence.status is Status.RUNNING:
             self._cache.free(sequence.slot)
         self._scheduler.finish(sequence, reason)
         self._sequences.pop(sequence.id, None)

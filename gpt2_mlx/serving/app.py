@@ -1,0 +1,184 @@
+"""The Starlette app: routes in, JSON or server-sent events out."""
+
+import asyncio
+import hmac
+from collections.abc import Coroutine
+from typing import Any
+
+from sse_starlette.sse import AppStatus, EventSourceResponse
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import BaseRoute, Route
+from starlette.types import Receive, Scope, Send
+
+from . import errors, schemas
+from .choice import EncodedPrompt
+from .completions import (
+    RETRY_AFTER,
+    CompletionForm,
+    Form,
+    Generation,
+    SentenceForm,
+    Service,
+    events,
+    whole,
+)
+from .errors import ApiError
+from .telemetry import Observed
+
+SEND_TIMEOUT = 60.0  # seconds for a client to take an event, before it counts as gone
+
+
+def build(service: Service, cors_origins: tuple[str, ...] = (), pages: tuple[BaseRoute, ...] = ()) -> Starlette:
+    """The app of a service.
+
+    Args:
+        service: what answers; its engine may still load.
+        cors_origins: origins whose pages may read the answers.
+        pages: further routes, open to all.
+    """
+    # The server lets streams end when it drains; the library would cut them off.
+    AppStatus.disable_automatic_graceful_drain()
+    routes = [
+        Route("/complete-sentence", complete_sentence, methods=["POST"]),
+        Route("/v1/completions", completions, methods=["POST"]),
+        Route("/v1/models", models),
+        Route("/health", health),
+        Route("/ready", ready),
+        Route("/metrics", metrics),
+        *pages,
+    ]
+    paths = frozenset(route.path for route in routes if isinstance(route, Route))
+    middleware = [Middleware(Observed, telemetry=service.telemetry, routes=paths)]
+    if cors_origins:
+        cors = {"allow_headers": ["Authorization", "Content-Type", "X-Request-ID"], "expose_headers": ["X-Request-ID"]}
+        middleware.append(Middleware(CORSMiddleware, allow_origins=cors_origins, allow_methods=["GET", "POST"], **cors))
+    handlers = {ApiError: errors.respond, HTTPException: errors.respond_to_http}
+    app = Starlette(routes=routes, middleware=middleware, exception_handlers=handlers)
+    app.router.redirect_slashes = False
+    app.state.service = service
+    return app
+
+
+async def complete_sentence(request: Request) -> Response:
+    return await _complete(request, schemas.SentenceRequest, SentenceForm)
+
+
+async def completions(request: Request) -> Response:
+    return await _complete(request, schemas.CompletionRequest, CompletionForm)
+
+
+async def models(request: Request) -> Response:
+    service = _service(request, needs_key=True)
+    model = {"id": service.model_id, "object": "model", "created": service.created, "owned_by": "gpt2_mlx"}
+    return JSONResponse({"object": "list", "data": [model]})
+
+
+async def health(_: Request) -> Response:
+    return JSONResponse({"status": "ok"})
+
+
+async def ready(request: Request) -> Response:
+    if reason := _service(request).engine.unready:
+        raise ApiError(503, reason, headers=RETRY_AFTER)
+    return JSONResponse({"status": "ready"})
+
+
+async def metrics(request: Request) -> Response:
+    text = _service(request).telemetry.text()
+    return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+async def _complete(request: Request, schema: type[schemas.Parsed], form_of: type[Form]) -> Response:
+    service = _service(request, needs_key=True)
+    parsed = schemas.parse(schema, await _body(request))
+    if service.engine.closed:
+        raise ApiError(503, service.engine.closed, headers=RETRY_AFTER)
+    prompts = await run_in_threadpool(_encode, service, parsed.prompts)
+    generation = Generation(service, parsed, prompts)
+    form = form_of(generation)
+    if parsed.stream:
+        return _Events(form)
+    with generation:
+        return JSONResponse(await _unless_gone(request, whole(form)))
+
+
+def _encode(service: Service, prompts: tuple[schemas.Prompt, ...]) -> list[EncodedPrompt]:
+    return [EncodedPrompt.of(prompt, service.encoding) for prompt in prompts]
+
+
+class _Events(EventSourceResponse):
+    """Streams a generation and ends it, whichever way the stream ends."""
+
+    def __init__(self, form: Form):
+        super().__init__(events(form), sep="\n", send_timeout=SEND_TIMEOUT)
+        self.generation = form.generation
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self.generation:
+            await super().__call__(scope, receive, send)
+
+
+async def _unless_gone(request: Request, work: Coroutine[Any, Any, dict]) -> dict:
+    """The result of `work`, which is cancelled when the client leaves.
+
+    Raises:
+        ClientDisconnect: it left.
+    """
+    working, waiting = asyncio.ensure_future(work), asyncio.ensure_future(_disconnect(request))
+    try:
+        await asyncio.wait({working, waiting}, return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return working.result()
+        raise ClientDisconnect
+    finally:
+        working.cancel()
+        waiting.cancel()
+
+
+async def _disconnect(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _body(request: Request) -> bytes:
+    """The body of a request that says it is JSON; read first, so that whoever sends it comes to read the answer.
+
+    Raises:
+        ApiError: 413 or 415.
+    """
+    body, size = bytearray(), 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size <= schemas.MAX_BODY:
+            body += chunk
+        elif size > schemas.MAX_READ:
+            break
+    if size > schemas.MAX_BODY:
+        raise ApiError(413, f"the body is larger than {schemas.MAX_BODY} bytes", code="body_too_large")
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        raise ApiError(415, f"the Content-Type is {kind[:80]!r}; it must be application/json")
+    return bytes(body)
+
+
+def _service(request: Request, needs_key: bool = False) -> Service:
+    """The service, to those who may use it.
+
+    Raises:
+        ApiError: 401.
+    """
+    service: Service = request.app.state.service
+    if needs_key and service.api_key is not None:
+        scheme, _, key = request.headers.get("authorization", "").partition(" ")
+        # header values arrive as latin-1; compared as bytes, in a time that tells nothing
+        same = hmac.compare_digest(key.strip().encode("latin-1"), service.api_key.encode())
+        if scheme.lower() != "bearer" or not same:
+            headers = {"WWW-Authenticate": "Bearer"}
+            raise ApiError(401, "the API key is missing or wrong", code="invalid_api_key", headers=headers)
+    return service

@@ -1,0 +1,48 @@
+"""`ServeConfig`: every flag of serve.py, with its unit and its reason."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class ServeConfig:
+    """Serve a checkpoint over HTTP."""
+
+    checkpoint: Path | None = None
+    """What to serve: a run or a checkpoint folder. Default: the newest run under checkpoints/."""
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 opens the server to the network."""
+    port: int = 5001
+    """TCP port; 0 takes a free one."""
+    max_batch_size: int = 16
+    """Sequences that run at once; each has a slot in the cache (75 MB for 124M in float32)."""
+    max_queue: int = 256
+    """Sequences that may wait for a slot; beyond it requests get 429."""
+    device: Literal["auto", "gpu", "cpu"] = "auto"
+    """Where to compute; auto takes the GPU where there is one."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Type of weights, cache and computation; log-probabilities are float32 always."""
+    api_key: str | None = None
+    """Ask requests for `Authorization: Bearer KEY`; /health, /ready, /metrics and the page stay open."""
+    cors_origin: tuple[str, ...] = ()
+    """Origins whose pages may call this server, such as https://example.org; * is all."""
+    drain_seconds: int = 30
+    """After SIGTERM, how long requests that run may take to end."""
+    log_format: Literal["text", "json"] = "text"
+    """Log lines for people or for machines."""
+
+    def __post_init__(self):
+        limits = {
+            "port": (0, 65_535),
+            "max_batch_size": (1, 1024),
+            "max_queue": (1, 1_000_000),
+            "drain_seconds": (1, 86_400),
+        }
+        for name, (low, high) in limits.items():
+            value = getattr(self, name)
+            if not low <= value <= high:
+                flag = "--" + name.replace("_", "-")
+                raise ValueError(f"{flag} is {value}; it must be at least {low} and at most {high}")
+        if self.api_key is not None and not self.api_key.strip():
+            raise ValueError("--api-key is blank; it must have a character")
