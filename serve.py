@@ -4,8 +4,6 @@ import signal
 import sys
 from pathlib import Path
 
-import mlx.core as mx
-
 from gpt2_mlx import checkpoint, cli, device, tokenizer
 from gpt2_mlx.generation.engine import Engine
 from gpt2_mlx.serving import app
@@ -43,10 +41,7 @@ def main() -> None:
 def build_engine(config: ServeConfig, folder: Path) -> Engine:
     """Load the model and its engine, in the thread that will own them."""
     device.select(config.device)
-    model = checkpoint.load(folder)
-    model.set_dtype(getattr(mx, config.dtype))
-    mx.eval(model.parameters())
-    return Engine(model, config.max_batch_size)
+    return Engine(checkpoint.load(folder, config.dtype), config.max_batch_size)
 
 
 if __name__ == "__main__":

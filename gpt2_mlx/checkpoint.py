@@ -55,8 +55,8 @@ def save(folder: Path, model: GPT2, optimizer_state: dict | None = None, state: 
             _write_json(aside / "state.json", state)
 
 
-def load(folder: Path) -> GPT2:
-    """The model of a checkpoint folder, its weights evaluated.
+def load(folder: Path, dtype: str = "float32") -> GPT2:
+    """The model of a checkpoint folder, its weights evaluated, in "float32", "bfloat16" or "float16".
 
     Raises:
         ValueError: a file is missing or broken, or the tensors are not exactly those of the configuration; the
@@ -65,6 +65,8 @@ def load(folder: Path) -> GPT2:
     config = read_config(folder)
     model = GPT2(config)
     load_weights(folder, model)
+    model.set_dtype(getattr(mx, dtype))
+    mx.eval(model.parameters())
     return model
 
 

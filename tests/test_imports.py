@@ -81,6 +81,12 @@ assert not logging.getLogger().handlers
     subprocess.run([sys.executable, "-c", code], check=True, cwd=PACKAGE.parent)
 
 
+@pytest.mark.parametrize("door", ["train.py", "serve.py", "plot_loss.py"])
+def test_no_door_imports_mlx_before_the_package_has_put_a_blas_in_front(door):
+    source = (PACKAGE.parent / door).read_text()
+    assert "import mlx" not in source and "from mlx" not in source
+
+
 def test_only_device_asks_what_machine_this_is():
     for module in set(modules()) - {"device", "blas"}:
         source = (PACKAGE / f"{module.replace('.', '/')}.py").read_text()
