@@ -31,6 +31,8 @@ from .completions import (
 from .errors import ApiError
 from .telemetry import Observed
 
+# `curl -d` calls all it sends a form, and a bare client says nothing: then the body tells.
+JSON_TYPES = ("application/json", "application/x-www-form-urlencoded", "")
 SEND_TIMEOUT = 60.0  # seconds for a client to take an event, before it counts as gone
 
 
@@ -147,7 +149,7 @@ async def _disconnect(request: Request) -> None:
 
 
 async def _body(request: Request) -> bytes:
-    """The body of a request that says it is JSON; read first, so that whoever sends it comes to read the answer.
+    """The body of a request that may be JSON; read first, so that whoever sends it comes to read the answer.
 
     Raises:
         ApiError: 413 or 415.
@@ -162,7 +164,7 @@ async def _body(request: Request) -> bytes:
     if size > schemas.MAX_BODY:
         raise ApiError(413, f"the body is larger than {schemas.MAX_BODY} bytes", code="body_too_large")
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":
+    if kind not in JSON_TYPES:
         raise ApiError(415, f"the Content-Type is {kind[:80]!r}; it must be application/json")
     return bytes(body)
 
