@@ -80,7 +80,7 @@ def test_cached_equals_uncached_at_every_position(model):
 
 
 def test_in_any_crowd_each_gets_the_text_it_gets_alone(model):
-    asked = requests(24)
+    asked = requests(64)
     expected = [alone(model, *request) for request in asked]
     engine, order, got, ids = Engine(model, 4), random.Random(1), {}, {}
     left = list(range(len(asked)))
