@@ -172,17 +172,14 @@ class Engine:
 
     def _postprocess(self, sequences: list[Sequence], logits: mx.array) -> list[Output]:
         """Draw from logits (B, V), append, and end what has come to its end."""
-        drawn = [s for s in sequences if s.params.max_tokens > 0]
-        ids = {}
-        if drawn:
-            rows = logits if len(drawn) == len(sequences) else logits[mx.array([sequences.index(s) for s in drawn])]
-            log_p = rows - mx.logsumexp(rows, axis=-1, keepdims=True)
-            draws = [uniform(s.params.seed, len(s.generated)) for s in drawn]
-            tokens = sample(penalised(rows, drawn), drawn, draws)
-            mx.eval(tokens, self._cache.state())
-            noted = {s.id: _token(log_p[i], t, s.params) for i, (s, t) in enumerate(zip(drawn, tokens.tolist()))}
-            ids = noted
-        return [self._output(sequence, ids.get(sequence.id)) for sequence in sequences]
+        if sequences[0].params.max_tokens == 0:  # its prompt was to be read, no more: it is never decoded with others
+            return [self._output(sequences[0], None)]
+        log_p = logits - mx.logsumexp(logits, axis=-1, keepdims=True)  # (B, V), computed where it is asked for
+        draws = [uniform(s.params.seed, len(s.generated)) for s in sequences]
+        ids = sample(penalised(logits, sequences), sequences, draws)
+        mx.eval(ids, self._cache.state())
+        tokens = [_token(row, id, s.params) for row, id, s in zip(log_p, ids.tolist(), sequences)]
+        return [self._output(sequence, token) for sequence, token in zip(sequences, tokens)]
 
     def _output(self, sequence: Sequence, token: Token | None) -> Output:
         reason = "length" if token is None else None
