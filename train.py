@@ -6,12 +6,17 @@ import signal
 from pathlib import Path
 
 from gpt2_mlx import checkpoint, cli, device, plot
-from gpt2_mlx.training import run, text
+from gpt2_mlx.training import ranks, run, text
 from gpt2_mlx.training.config import TrainConfig
 from gpt2_mlx.training.trainer import Trainer
 
 
 def main() -> None:
+    with ranks.together():
+        train()
+
+
+def train() -> None:
     flags = cli.parse(TrainConfig)
     on_gpu = device.select(flags.device) == "gpu"
     source = None if flags.out else text.find(flags.data)
@@ -28,14 +33,14 @@ def main() -> None:
         flags = dataclasses.replace(flags, data=source.name)
     from_scratch = saved or flags.init_from == "scratch"
     init = None if from_scratch else checkpoint.read_config(checkpoint.resolve(Path(flags.init_from)))
-    config = flags.resolved(on_gpu, init)
+    config = flags.resolved(on_gpu, init, ranks.size())
     if saved:
         run.check_unchanged(config, saved)
     trainer = run.open_run(config, source, folder)
     greet(trainer, source)
     stop_on_signals(trainer)
     reason = trainer.fit()
-    if trainer.progress.step:
+    if trainer.progress.step and ranks.is_first():
         plot.draw([folder], folder / "loss.png")
     if reason in signal.Signals.__members__:
         command = f"python train.py --resume --out {shlex.quote(str(folder))}"
@@ -46,7 +51,8 @@ def main() -> None:
 
 def greet(trainer: Trainer, source: text.Source) -> None:
     config, tokens = trainer.config, {name: len(trainer.dataset.split(name)) for name in ("train", "val", "test")}
-    print(f"device: {device.description()}")
+    together = f", {ranks.size()} processes" if ranks.size() > 1 else ""
+    print(f"device: {device.description()}{together}")
     print(f"text:   {source.name}, {' + '.join(f'{n:,} {name}' for name, n in tokens.items())} tokens")
     print(
         f"model:  {config.preset}, {trainer.model.n_params / 1e6:.1f}M parameters"

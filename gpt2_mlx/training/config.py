@@ -35,8 +35,8 @@ class TrainConfig:
     """Optimizer steps; the learning rate's cosine ends there. Default: the preset's, as for the next ones."""
     batch_size: int | None = None
     """Windows per micro-batch; as many as memory and the device's speed allow."""
-    grad_accum_steps: int = 1
-    """Micro-batches per step: a larger batch without its memory."""
+    grad_accum_steps: int | None = None
+    """Micro-batches per step, shared out among the processes: a larger batch without its memory. Default: one each."""
     optimizer: Literal["adamw", "muon"] | None = None
     """adamw, or muon: Muon for the hidden matrices and AdamW for the rest, which learns more per token."""
     learning_rate: float | None = None
@@ -51,8 +51,11 @@ class TrainConfig:
     """AdamW's memory of squared gradients; 0.95 to 0.99 suits runs of thousands of steps."""
     grad_clip: float = 1.0
     """Largest global norm of a step's gradients; 0 is off. Keeps a bad batch from undoing good ones."""
-    dtype: Literal["float32", "bfloat16"] | None = None
-    """Type of the forward and backward pass; weights, moments and the loss stay float32. Default: float32."""
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """Type of the forward and backward pass of the blocks; weights, moments, norms and the loss stay float32.
+    Default: bfloat16 on a GPU, float32 on a CPU."""
+    grad_checkpoint: bool = False
+    """Compute activations again in the backward pass instead of keeping them: a third more time, much less memory."""
     seed: int = 1337
     """Everything random follows from it: weights, order of reading, dropout, samples."""
     eval_interval: int | None = None
@@ -90,15 +93,16 @@ class TrainConfig:
         if not 0 <= self.beta2 < 1:
             raise ValueError(f"--beta2 is {self.beta2}; it must be at least 0 and less than 1")
 
-    def resolved(self, on_gpu: bool, init: GPT2Config | None = None) -> "TrainConfig":
+    def resolved(self, on_gpu: bool, init: GPT2Config | None = None, processes: int = 1) -> "TrainConfig":
         """The same settings with nothing left out: defaults by preset and device.
 
         Args:
             on_gpu: whether a GPU computes.
             init: the shape of the checkpoint to begin with, if any; it takes the preset's place.
+            processes: how many train together.
 
         Raises:
-            ValueError: a flag asks for another shape than the checkpoint's.
+            ValueError: a flag asks for another shape than the checkpoint's, or a step cannot be shared out evenly.
         """
         preset = self.preset if self.preset != "auto" else _preset_of(init) or ("baby" if on_gpu else "tiny")
         given = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
@@ -113,7 +117,13 @@ class TrainConfig:
         full.setdefault("eval_interval", max(25, full["max_steps"] // 4))
         full.setdefault("sample_interval", full["eval_interval"])
         full.setdefault("save_interval", full["eval_interval"])
-        full.setdefault("dtype", "float32")
+        full.setdefault("dtype", "bfloat16" if on_gpu else "float32")
+        full.setdefault("grad_accum_steps", processes)
+        if full["grad_accum_steps"] % processes:
+            raise ValueError(
+                f"--grad-accum-steps is {full['grad_accum_steps']}; it must be a multiple of the number of processes,"
+                f" which is {processes}"
+            )
         resolved = TrainConfig(**full)
         resolved.model_config()  # raises where the shape is impossible
         return resolved

@@ -5,12 +5,14 @@ import importlib.metadata
 import json
 import platform
 from pathlib import Path
+from typing import TextIO
 
 import mlx.core as mx
 
 from .. import checkpoint, device, metrics
 from ..files import lock, new_file, remove_leftovers
 from ..model import GPT2
+from . import ranks
 from .config import SHAPE, TrainConfig, flag
 from .data import SPLITS, TokenDataset
 from .text import Source
@@ -28,7 +30,8 @@ def saved_settings(run: Path) -> TrainConfig | None:
     """
     path = run / "train.json"
     try:
-        return TrainConfig(**_read_facts(run)["config"]) if path.exists() else None
+        saved = ranks.ask_first(lambda: _read_facts(run)["config"] if path.exists() else None)
+        return TrainConfig(**saved) if saved else None
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from None
 
@@ -55,32 +58,34 @@ def open_run(config: TrainConfig, source: Source, run: Path) -> Trainer:
     Raises:
         ValueError: the folder holds a run and --resume is not given, or what it holds does not fit.
     """
-    latest = run / "latest"
-    resuming = latest.exists()
+    resuming = ranks.ask_first((run / "latest").exists)
     if resuming and not config.resume:
         raise ValueError(f"{run} holds a run already: go on with --resume, or choose another folder with --out")
-    dataset = TokenDataset.open(source)
+    dataset = ranks.in_turn(lambda: TokenDataset.open(source))
     dataset.check_length(config.block_size)
-    if resuming and _text_key(run) != dataset.key:
+    if ranks.ask_first(lambda: _text_key(run) if resuming else dataset.key) != dataset.key:
         raise ValueError(f"{', '.join(map(str, source.files))} is not the text that {run} began to learn from")
-    run.mkdir(parents=True, exist_ok=True)
-    held = lock(run)
-    remove_leftovers(run)
+    held = _claim(run) if ranks.is_first() else None
     trainer = Trainer(config, _model(config, resuming), dataset, run)
     trainer.lock = held  # as long as there is a trainer
-    if resuming:
-        trainer.restore(latest.resolve())
+    if resuming and ranks.is_first():
+        trainer.restore((run / "latest").resolve())
+    trainer.share()
     step = trainer.progress.step
     if step > config.max_steps:
         raise ValueError(f"--max-steps is {config.max_steps}, but {run} is at step {step} already")
-    metrics.rewind(run / "metrics.jsonl", step if resuming else -1)
-    facts = _facts(trainer, source)
-    with new_file(run / "train.json") as aside:
-        aside.write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    log = metrics.MetricsLog(run / "metrics.jsonl")
-    log.write("resume" if resuming else "start", step, **facts)
-    log.close()
+    if ranks.is_first():
+        metrics.rewind(run / "metrics.jsonl", step if resuming else -1)
+        _write_facts(trainer, source, "resume" if resuming else "start")
     return trainer
+
+
+def _claim(run: Path) -> TextIO:
+    """Make the run folder and hold it, as long as what is returned is open."""
+    run.mkdir(parents=True, exist_ok=True)
+    held = lock(run)
+    remove_leftovers(run)
+    return held
 
 
 def _model(config: TrainConfig, resuming: bool) -> GPT2:
@@ -90,6 +95,15 @@ def _model(config: TrainConfig, resuming: bool) -> GPT2:
     else:
         checkpoint.load_weights(checkpoint.resolve(Path(config.init_from)), model)
     return model
+
+
+def _write_facts(trainer: Trainer, source: Source, event: str) -> None:
+    facts = _facts(trainer, source)
+    with new_file(trainer.run / "train.json") as aside:
+        aside.write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    log = metrics.MetricsLog(trainer.run / "metrics.jsonl")
+    log.write(event, trainer.progress.step, **facts)
+    log.close()
 
 
 def _facts(trainer: Trainer, source: Source) -> dict:

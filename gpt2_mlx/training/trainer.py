@@ -4,6 +4,7 @@ import dataclasses
 import math
 import time
 from dataclasses import dataclass
+from functools import partial, reduce
 from pathlib import Path
 
 import mlx.core as mx
@@ -13,11 +14,11 @@ from tqdm import tqdm
 from .. import checkpoint, device, tokenizer
 from ..generation.text import generate
 from ..model import GPT2
-from . import optim
+from . import optim, precision, ranks
 from .config import TrainConfig
 from .data import DataLoader, TokenDataset, evaluation_batches
 from .loss import IGNORE, cross_entropy, cross_entropy_value
-from .report import Report
+from .report import Report, Silence
 
 SAMPLE_PROMPT = "The course of true love never did run smooth."
 SAMPLE_TOKENS = 50
@@ -37,21 +38,23 @@ class Progress:
     evals_since_best: int = 0
     skipped: int = 0  # steps whose gradients were not finite
     elapsed_s: float = 0.0
+    loss_scale: float = 1.0
+    steps_at_scale: int = 0  # in a row without an overflow
 
 
 class Trainer:
-    """Trains a model and keeps its run folder.
+    """Trains a model and keeps its run folder; one of several processes that do so together, or the only one.
 
     Args:
         config: resolved settings.
         model: what to train, in place.
         dataset: where the splits come from.
-        run: the run folder; it must exist.
+        run: the run folder; where the first process is, it must exist.
     """
 
     def __init__(self, config: TrainConfig, model: GPT2, dataset: TokenDataset, run: Path):
         self.config, self.model, self.dataset, self.run = config, model, dataset, run
-        self.progress = Progress()
+        self.progress = Progress(loss_scale=precision.first_scale(config.dtype))
         self.optimizer = optim.build(config, model)
         self.stop_reason: str | None = None  # set from outside to stop between two steps
         self._saved_step = 0
@@ -66,16 +69,16 @@ class Trainer:
     def fit(self) -> str:
         """Train to the end and return its reason: "max_steps", "patience" or what `stop_reason` was set to."""
         config, progress = self.config, self.progress
-        self._report = Report(self.run, progress.step, config)
+        self._report = Report(self.run, progress.step, config) if ranks.is_first() else Silence()
         self._began = time.perf_counter() - progress.elapsed_s
         try:
             self._loop()
             if progress.step != self._saved_step:
                 self.save()
-            if not self.stop_reason:
+            if not ranks.agree(self.stop_reason):
                 self._test()
             finished = "max_steps" if progress.step >= config.max_steps else "patience"
-            reason = self.stop_reason or finished
+            reason = ranks.agree(self.stop_reason) or finished
             self._report.end(progress.step, reason, time.perf_counter() - self._began)
         finally:
             self._report.close()
@@ -86,7 +89,7 @@ class Trainer:
         train = self.dataset.split("train")
         loader = DataLoader(train, config.batch_size, config.block_size, config.seed, progress.position)
         batches = self._read(loader)
-        while progress.step < config.max_steps and not self._out_of_patience() and not self.stop_reason:
+        while progress.step < config.max_steps and not self._out_of_patience() and not ranks.agree(self.stop_reason):
             began = time.perf_counter()
             progress.position = loader.position
             rate = optim.learning_rate(progress.step, config)
@@ -99,12 +102,16 @@ class Trainer:
             now = time.perf_counter()
             progress.elapsed_s = now - self._began
             progress.skipped += not taken.item()
+            progress.loss_scale, progress.steps_at_scale = precision.next_scale(
+                config.dtype, progress.loss_scale, progress.steps_at_scale, taken.item()
+            )
             self._report.step(
                 progress.step,
                 loss=loss.item(),
                 lr=rate,
                 grad_norm=norm.item(),
                 taken=taken.item(),
+                loss_scale=progress.loss_scale,
                 seconds=now - began,
                 elapsed_s=progress.elapsed_s,
             )
@@ -136,45 +143,58 @@ class Trainer:
     def _test(self) -> None:
         """Test and sample the weights with the best validation loss; they stay in the model."""
         step = self.progress.best_step or self.progress.step  # none is best where no loss was finite
-        checkpoint.load_weights(self.run / f"step-{step:08d}", self.model)
+        if ranks.is_first():
+            checkpoint.load_weights(self.run / f"step-{step:08d}", self.model)
+        self.model.update(ranks.share(self.model.parameters()))
         self._report.test(step, self.evaluate("test"))
         for i in range(FINAL_SAMPLES):
             if not self.stop_reason:
                 self._sample(self.config.seed + i)
 
     def _sample(self, seed: int) -> None:
+        if not ranks.is_first():
+            return
         text = generate(self.model, self._encoding, SAMPLE_PROMPT, max_tokens=SAMPLE_TOKENS, seed=seed)
         self._report.sample(self.progress.step, SAMPLE_PROMPT, text)
 
     def train_step(self, batches: list[Batch], rate: float) -> tuple[mx.array, mx.array, mx.array]:
-        """One optimizer step on the micro-batches, not yet evaluated.
+        """One optimizer step on the micro-batches of all processes, not yet evaluated.
+
+        Args:
+            batches: this process's micro-batches, as many as every other's.
+            rate: the learning rate.
 
         Returns:
             The mean loss per token, the gradients' norm before clipping, and whether the step was taken: scalars.
         """
-        first = self.progress.step * len(batches)
-        loss, count, gradients = self._gradients(*batches[0], self._key(first))
+        first = (self.progress.step * ranks.size() + ranks.rank()) * len(batches)
+        scale = mx.array(self.progress.loss_scale)
+        sums = self._gradients(*batches[0], self._key(first), scale)
         for i, batch in enumerate(batches[1:], 1):
-            mx.eval(loss, count, gradients)  # one micro-batch's activations at a time
-            more_loss, more_count, more = self._gradients(*batch, self._key(first + i))
-            loss, count, gradients = loss + more_loss, count + more_count, tree_map(mx.add, gradients, more)
-        norm, taken = self._update(gradients, count, mx.array(rate))
-        return loss / count, norm, taken
+            mx.eval(sums)  # one micro-batch's activations at a time
+            sums = tree_map(mx.add, sums, self._gradients(*batch, self._key(first + i), scale))
+        return self._update(sums, scale, mx.array(rate))
 
     def evaluate(self, split: str) -> float:
         """The mean loss per token of a split, in nats, over all of its tokens; always the same windows."""
-        config = self.config
-        total, count = 0.0, 0
+        config, parts = self.config, []
         batches = evaluation_batches(self.dataset.split(split), config.batch_size, config.block_size, IGNORE)
-        for batch in tqdm(batches, desc=split, unit="batch", leave=False, disable=None):
-            loss, n = self._evaluate_batch(*map(mx.array, batch))
-            mx.eval(loss, n)
-            total, count = total + loss.item(), count + int(n.item())
+        bar = tqdm(batches, desc=split, unit="batch", leave=False, disable=None if ranks.is_first() else True)
+        for i, batch in enumerate(bar):
+            own = i % ranks.size() == ranks.rank()
+            parts.append(mx.stack(self._evaluate_batch(*map(mx.array, batch))) if own else mx.zeros(2))
+            mx.eval(parts[-1])
+        total, count = 0.0, 0
+        for loss, n in ranks.total(mx.stack(parts)).tolist():  # the same order, whoever did which
+            total, count = total + loss, count + int(n)
         return total / count
 
     def save(self) -> None:
         """Write a checkpoint of this very state and point `latest` to it."""
         progress = self.progress
+        self._saved_step = progress.step
+        if not ranks.is_first():
+            return
         folder = self.run / f"step-{progress.step:08d}"
         state = {"seed": self.config.seed, **dataclasses.asdict(progress)}
         checkpoint.save(folder, self.model, self.optimizer.state, state)
@@ -182,7 +202,6 @@ class Trainer:
             checkpoint.mark(self.run, "best", folder)
         checkpoint.mark(self.run, "latest", folder)
         checkpoint.prune(self.run, self.config.keep)
-        self._saved_step = progress.step
         self._report.saved(progress.step, folder)
 
     def restore(self, folder: Path) -> None:
@@ -193,33 +212,45 @@ class Trainer:
         state.pop("seed", None)  # the settings have it
         try:
             self.progress = Progress(**state)
-            self._saved_step = self.progress.step
         except TypeError as error:
             raise ValueError(f"{folder / 'state.json'} is of another version: {error}") from None
 
-    def _gradients(self, tokens: mx.array, targets: mx.array, key: mx.array) -> tuple[mx.array, mx.array, dict]:
-        """Summed loss, tokens that count, and the gradients of the sum; each core takes a part of the batch."""
+    def share(self) -> None:
+        """Give every process the first one's state: only that one reads the run folder."""
+        self.model.update(ranks.share(self.model.parameters()))
+        optim.set_state(self.optimizer, ranks.share(self.optimizer.state))
+        self.progress = Progress(**ranks.ask_first(lambda: dataclasses.asdict(self.progress)))
+        self._saved_step = self.progress.step
+
+    def _gradients(
+        self, tokens: mx.array, targets: mx.array, key: mx.array, scale: mx.array
+    ) -> tuple[mx.array, mx.array, dict]:
+        """The loss summed and scaled, the tokens that count, and the sum's gradients; each core takes a part."""
         parameters = self.model.trainable_parameters()
         parts = []
         for stream, rows, part_key in self._shards(len(tokens), key):
             with mx.stream(stream):
-                parts.append(mx.value_and_grad(self._loss)(parameters, tokens[rows], targets[rows], part_key))
+                loss = mx.value_and_grad(self._loss)
+                parts.append(loss(parameters, tokens[rows], targets[rows], part_key, scale))
         self.model.update(parameters)  # not the tracers that value_and_grad left
-        (loss, count), gradients = parts[0]
-        for (more_loss, more_count), more in parts[1:]:
-            loss, count, gradients = loss + more_loss, count + more_count, tree_map(mx.add, gradients, more)
+        (loss, count), gradients = reduce(partial(tree_map, mx.add), parts)
         return loss, count, gradients
 
-    def _loss(self, parameters: dict, tokens: mx.array, targets: mx.array, key: mx.array) -> tuple[mx.array, mx.array]:
-        """Summed loss and tokens that count, computed in the run's dtype."""
-        dtype = getattr(mx, self.config.dtype)
-        self.model.update(tree_map(lambda p: p.astype(dtype), parameters))
-        hidden = self.model.hidden(tokens, key if self.config.dropout else None)
-        return cross_entropy(hidden, self.model.wte.weight, targets)
+    def _loss(
+        self, parameters: dict, tokens: mx.array, targets: mx.array, key: mx.array, scale: mx.array
+    ) -> tuple[mx.array, mx.array]:
+        """The loss, in float32, summed and scaled, and the tokens that count; the blocks compute in the run's dtype."""
+        self.model.update(precision.lowered(parameters, self.config.dtype))
+        key = key if self.config.dropout else None
+        hidden = self.model.hidden(tokens, key, recompute=self.config.grad_checkpoint)
+        loss, count = cross_entropy(hidden.astype(mx.float32), self.model.wte.weight, targets)
+        return scale * loss, count
 
-    def _update(self, gradients: dict, count: mx.array, rate: mx.array) -> tuple[mx.array, mx.array]:
+    def _update(self, sums: tuple, scale: mx.array, rate: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+        loss, count, gradients = ranks.mean(sums)
+        count = scale * count
         mean = tree_map(lambda g: g / count, gradients)
-        return optim.guarded_update(self.model, self.optimizer, mean, rate, self.config.grad_clip)
+        return loss / count, *optim.guarded_update(self.model, self.optimizer, mean, rate, self.config.grad_clip)
 
     def _evaluate_batch(self, tokens: mx.array, targets: mx.array) -> tuple[mx.array, mx.array]:
         parts = []
@@ -239,4 +270,10 @@ class Trainer:
         return mx.random.key(self.config.seed << 32 | micro_step)
 
     def _read(self, loader: DataLoader) -> list[Batch]:
-        return [tuple(map(mx.array, loader.next_batch())) for _ in range(self.config.grad_accum_steps)]
+        """This process's share of a step's micro-batches; the loader's position passes over those of all."""
+        config, n = self.config, self.config.grad_accum_steps // ranks.size()
+        after = loader.position + config.grad_accum_steps * config.batch_size
+        loader.position += ranks.rank() * n * config.batch_size
+        batches = [tuple(map(mx.array, loader.next_batch())) for _ in range(n)]
+        loader.position = after
+        return batches
