@@ -6,17 +6,13 @@ import signal
 from pathlib import Path
 
 from gpt2_mlx import checkpoint, cli, device, plot
-from gpt2_mlx.training import ranks, run, text
+from gpt2_mlx.training import plan, ranks, run, text
 from gpt2_mlx.training.config import TrainConfig
 from gpt2_mlx.training.trainer import Trainer
 
 
+@ranks.together()
 def main() -> None:
-    with ranks.together():
-        train()
-
-
-def train() -> None:
     flags = cli.parse(TrainConfig)
     on_gpu = device.select(flags.device) == "gpu"
     source = None if flags.out else text.find(flags.data)
@@ -36,9 +32,15 @@ def train() -> None:
     config = flags.resolved(on_gpu, init, ranks.size())
     if saved:
         run.check_unchanged(config, saved)
+    config = plan.fit(config, given=bool(saved or flags.batch_size), processes=ranks.size())
+    device.wire(config.wired_limit_gb)
+    if config.plan:
+        print(plan.report(config, ranks.size()))
+        return
     trainer = run.open_run(config, source, folder)
     greet(trainer, source)
     stop_on_signals(trainer)
+    device.keep_awake()
     reason = trainer.fit()
     if trainer.progress.step and ranks.is_first():
         plot.draw([folder], folder / "loss.png")
@@ -51,8 +53,7 @@ def train() -> None:
 
 def greet(trainer: Trainer, source: text.Source) -> None:
     config, tokens = trainer.config, {name: len(trainer.dataset.split(name)) for name in ("train", "val", "test")}
-    together = f", {ranks.size()} processes" if ranks.size() > 1 else ""
-    print(f"device: {device.description()}{together}")
+    print(f"device: {device.description()}" + f", {ranks.size()} processes" * (ranks.size() > 1))
     print(f"text:   {source.name}, {' + '.join(f'{n:,} {name}' for name, n in tokens.items())} tokens")
     print(
         f"model:  {config.preset}, {trainer.model.n_params / 1e6:.1f}M parameters"

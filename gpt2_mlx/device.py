@@ -3,7 +3,10 @@
 import ctypes
 import os
 import platform
+import shutil
+import subprocess
 import sys
+from pathlib import Path
 
 import mlx.core as mx
 
@@ -28,6 +31,11 @@ def select(name: str = "auto") -> str:
     mx.set_default_device(mx.gpu if chosen == "gpu" else mx.cpu)
     if chosen == "cpu" and sys.platform == "linux":
         _tune_linux_cpu()
+    if (
+        chosen == "gpu" and sys.platform == "darwin"
+    ):  # the system shares this memory; MLX's own limit is half as large again
+        mx.set_memory_limit(memory())
+        mx.set_cache_limit(memory() // 4)
     return chosen
 
 
@@ -65,10 +73,15 @@ def streams(batch_size: int) -> list[mx.Stream]:
     """
     if on_gpu():
         return [mx.default_stream(mx.gpu)]
-    cores = cpu_count()
-    n = max(n for n in range(1, min(cores, batch_size) + 1) if batch_size % n == 0)
-    blas.set_threads(max(1, cores // n))
+    n = n_streams(batch_size)
+    blas.set_threads(max(1, cpu_count() // n))
     return [mx.new_stream(mx.cpu) for _ in range(n)]
+
+
+def n_streams(batch_size: int) -> int:
+    """How many streams a batch is split over."""
+    most = 1 if on_gpu() else min(cpu_count(), batch_size)
+    return max(n for n in range(1, most + 1) if batch_size % n == 0)
 
 
 def logits_rows(vocab_size: int) -> int:
@@ -92,6 +105,44 @@ def exp_of_negative(x: mx.array) -> mx.array:
     for _ in range(5):
         p = p * p
     return p
+
+
+def memory() -> int:
+    """The bytes that arrays may take: what Metal recommends, most of a GPU's own memory, or on a CPU of the machine's.
+
+    A container's limit counts as the machine's memory. The rest is for the program, and on a CPU for what the
+    allocator cannot fill.
+    """
+    if on_gpu():
+        info = mx.device_info()
+        return int(info.get("max_recommended_working_set_size") or 0.9 * info["total_memory"])
+    sizes = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):  # control groups, version 2 and 1
+        limit = Path("/sys/fs/cgroup") / name
+        if limit.exists() and limit.read_text().strip().isdigit():
+            sizes.append(int(limit.read_text()))
+    return int(0.85 * min(sizes))
+
+
+def wire(gb: float) -> None:
+    """Have macOS keep so many GB of memory resident for the GPU; 0 leaves that to macOS.
+
+    Raises:
+        ValueError: it is more than the system allows, or this is no Mac's GPU.
+    """
+    if not gb:
+        return
+    if sys.platform != "darwin" or not on_gpu():
+        raise ValueError(f"--wired-limit-gb is {gb}; only a Mac's GPU has such a limit")
+    if gb * 1e9 > memory():
+        raise ValueError(f"--wired-limit-gb is {gb}; this Mac allows at most {memory() / 1e9:.1f}")
+    mx.set_wired_limit(int(gb * 1e9))
+
+
+def keep_awake() -> None:
+    """Keep a Mac from falling asleep while this process lives."""
+    if sys.platform == "darwin" and shutil.which("caffeinate"):
+        subprocess.Popen(["caffeinate", "-i", "-w", str(os.getpid())])
 
 
 def peak_memory_gb() -> float:

@@ -15,7 +15,19 @@ WINGS = {
     "generation": [f"generation.{name}" for name in ("scheduler", "sampling", "engine", "text")],
     "training": [
         f"training.{name}"
-        for name in ("config", "text", "data", "loss", "optim", "report", "precision", "ranks", "trainer", "run")
+        for name in (
+            "config",
+            "text",
+            "data",
+            "loss",
+            "optim",
+            "report",
+            "precision",
+            "ranks",
+            "trainer",
+            "run",
+            "plan",
+        )
     ],
     "serving": ["serving." + x for x in ("config", "errors", "schemas", "stream", "async_engine", "telemetry")]
     + ["serving." + x for x in ("choice", "completions", "app", "server")],

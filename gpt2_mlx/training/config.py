@@ -34,7 +34,8 @@ class TrainConfig:
     max_steps: int | None = None
     """Optimizer steps; the learning rate's cosine ends there. Default: the preset's, as for the next ones."""
     batch_size: int | None = None
-    """Windows per micro-batch; as many as memory and the device's speed allow."""
+    """Windows per micro-batch. Default: the preset's, in smaller micro-batches or with --grad-checkpoint where memory
+    asks for it."""
     grad_accum_steps: int | None = None
     """Micro-batches per step, shared out among the processes: a larger batch without its memory. Default: one each."""
     optimizer: Literal["adamw", "muon"] | None = None
@@ -72,13 +73,26 @@ class TrainConfig:
     """Stop after so many validations without a new best; 0 is off."""
     device: Literal["auto", "gpu", "cpu"] = "auto"
     """Where to compute; auto takes the GPU where there is one."""
+    wired_limit_gb: float = 0
+    """Memory that macOS keeps resident for the GPU; 0 leaves it to macOS, which is safest."""
     compile: bool = True
     """Fuse the step with mx.compile; off only to debug."""
+    plan: bool = False
+    """Only tell what memory and time this run would take, and which micro-batches fit; nothing is trained."""
 
     def __post_init__(self):
         counts = ("max_steps", "batch_size", "grad_accum_steps", "eval_interval", "log_interval", "save_interval")
         at_least = {
-            0: ("weight_decay", "grad_clip", "seed", "sample_interval", "patience", "warmup_steps", "min_lr"),
+            0: (
+                "weight_decay",
+                "grad_clip",
+                "seed",
+                "sample_interval",
+                "patience",
+                "warmup_steps",
+                "min_lr",
+                "wired_limit_gb",
+            ),
             1: (*counts, "keep"),
         }
         for least, names in at_least.items():
