@@ -1,4 +1,4 @@
-"""How near the planner's peak memory is to the measured one: `python benchmarks/plan.py`, ten configurations.
+"""How near the planner's peak memory is to the measured one: `python -m benchmarks.plan`, ten configurations.
 
 Each is measured in a process of its own, since memory that an earlier one left behind would be counted.
 """
@@ -6,9 +6,6 @@ Each is measured in a process of its own, since memory that an earlier one left 
 import json
 import subprocess
 import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from gpt2_mlx import device
 from gpt2_mlx.training import plan
@@ -38,7 +35,9 @@ def main() -> None:
     print("|---|--:|--:|--:|--:|")
     for fields in CONFIGURATIONS:
         text = json.dumps(fields)
-        done = subprocess.run([sys.executable, __file__, text], check=True, capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, "-m", "benchmarks.plan", text], check=True, capture_output=True, text=True
+        )
         measured = json.loads(done.stdout)
         predicted = sum(plan.memory(TrainConfig(**fields).resolved(on_gpu)).values())
         off = predicted / measured["peak"] - 1

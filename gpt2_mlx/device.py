@@ -107,21 +107,22 @@ def exp_of_negative(x: mx.array) -> mx.array:
     return p
 
 
-def memory() -> int:
-    """The bytes that arrays may take: what Metal recommends, most of a GPU's own memory, or on a CPU of the machine's.
+def memory(sharing: int = 1) -> int:
+    """The bytes that arrays may take in each of the processes that share this machine.
 
-    A container's limit counts as the machine's memory. The rest is for the program, and on a CPU for what the
-    allocator cannot fill.
+    What Metal recommends, most of the GPU's own memory, or on a CPU most of the machine's, where a container's limit
+    counts as the machine. The rest is for the programs, and on a CPU for what the allocator cannot fill.
     """
     if on_gpu():
         info = mx.device_info()
-        return int(info.get("max_recommended_working_set_size") or 0.9 * info["total_memory"])
+        own = info.get("max_recommended_working_set_size")
+        return own // sharing if own else int(0.9 * info["total_memory"])  # each process has its NVIDIA GPU
     sizes = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     for name in ("memory.max", "memory/memory.limit_in_bytes"):  # control groups, version 2 and 1
         limit = Path("/sys/fs/cgroup") / name
         if limit.exists() and limit.read_text().strip().isdigit():
             sizes.append(int(limit.read_text()))
-    return int(0.85 * min(sizes))
+    return int(0.85 * min(sizes)) // sharing
 
 
 def wire(gb: float) -> None:

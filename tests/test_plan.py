@@ -59,20 +59,20 @@ def test_the_first_way_that_fits_is_taken(monkeypatch):
     config = settings(preset="gpt2", batch_size=4)
     ways = list(plan.choices(config))
     for i in (0, 1, 3):
-        monkeypatch.setattr(device, "memory", lambda i=i: total(ways[i]))
+        monkeypatch.setattr(device, "memory", lambda sharing, i=i: total(ways[i]))
         assert plan.fit(config, given=False) == next(way for way in ways if total(way) <= total(ways[i]))
     assert plan.fit(config, given=False).batch_size < 4
     with pytest.raises(
         ValueError, match=r"gpt2 with --batch-size 4 does not fit: it needs \d+\.\d GB \(weights 0\.5, "
     ):
         plan.fit(config, given=True)
-    monkeypatch.setattr(device, "memory", lambda: 1e9)
+    monkeypatch.setattr(device, "memory", lambda sharing: 1e9)
     with pytest.raises(ValueError, match="with --batch-size 1 --grad-checkpoint .* this machine has 1.0 GB for it"):
         plan.fit(config, given=False)
 
 
 def test_tinys_recipe_is_left_as_it_is_where_it_fits(monkeypatch):
-    monkeypatch.setattr(device, "memory", lambda: 2e9)
+    monkeypatch.setattr(device, "memory", lambda sharing: 2e9)
     assert plan.fit(settings(), given=False) == settings()
 
 

@@ -150,11 +150,11 @@ def test_a_step_that_cannot_be_shared_out_is_refused():
 
 def test_a_process_alone_is_a_group_of_one():
     tree = {"a": mx.arange(3.0), "b": [mx.array(2.0)]}
-    assert (ranks.rank(), ranks.size(), ranks.is_first()) == (0, 1, True)
+    assert (ranks.rank(), ranks.size(), ranks.here(), ranks.is_first()) == (0, 1, 1, True)
     assert ranks.mean(tree)["a"] is tree["a"]
     assert ranks.share(tree)["b"][0].item() == 2
     assert ranks.ask_first(lambda: {"step": 3, "best": None, "é": [0.1]}) == {"step": 3, "best": None, "é": [0.1]}
     assert [ranks.agree(reason) for reason in (None, "SIGTERM")] == [None, "SIGTERM"]
-    assert ranks.in_turn(lambda: 5) == 5
+    assert (ranks.in_turn(lambda: 5), ranks.most(5)) == (5, 5)
     with pytest.raises(RuntimeError, match="another fault"), ranks.together():
         raise RuntimeError("another fault")

@@ -14,6 +14,7 @@ import numpy as np
 
 from .. import device
 from ..model import GPT2
+from . import ranks
 from .config import TrainConfig
 from .data import TokenDataset
 from .trainer import Trainer
@@ -59,8 +60,8 @@ def memory(config: TrainConfig, processes: int = 1) -> Parts:
         **states,
         "weights": weights + lowered,
         "gradients": weights * several + streams * (weights + table) + (table if streams > 1 else 0),
-        "activations": 2 * kept,  # of one block, and their gradients
-        "attention scores": 2 * scores,
+        "activations": 4 * kept,  # of the block at work, their gradients, and what is allocated ahead
+        "attention scores": 4 * scores,
     }
     update = {**states, "gradients": 2 * weights + 2 * table + (weights if processes > 1 else 0)}
     return max((loss, backward, update), key=lambda parts: sum(parts.values()))
@@ -85,7 +86,7 @@ def choices(config: TrainConfig) -> Iterator[TrainConfig]:
 
 
 def fit(config: TrainConfig, given: bool, processes: int = 1) -> TrainConfig:
-    """Resolved settings whose step fits this machine.
+    """Resolved settings whose step fits this machine and those of all processes.
 
     Args:
         config: the settings.
@@ -95,14 +96,17 @@ def fit(config: TrainConfig, given: bool, processes: int = 1) -> TrainConfig:
     Raises:
         ValueError: none fits; the message shows the numbers.
     """
+    budget = device.memory(ranks.here())
     ways = [config] if given else list(choices(config))
-    for way in ways:
-        if sum(memory(way, processes).values()) <= device.memory():
-            return way
+    fitting = (i for i, way in enumerate(ways) if sum(memory(way, processes).values()) <= budget)
+    chosen = ranks.most(next(fitting, len(ways)))
+    if chosen < len(ways):
+        return ways[chosen]
+    way = ways[-1]
     flags = f"--batch-size {way.batch_size}" + (" --grad-checkpoint" if way.grad_checkpoint else "")
     raise ValueError(
         f"{config.preset} with {flags} does not fit: it needs {describe(memory(way, processes))},"
-        f" and this machine has {device.memory() / 1e9:.1f} GB for it"
+        f" and this machine has {budget / 1e9:.1f} GB for it"
     )
 
 
@@ -127,20 +131,21 @@ def measure(config: TrainConfig) -> tuple[float, float]:
 
 def report(config: TrainConfig, processes: int = 1) -> str:
     """What a run of settings that fit takes, by prediction and by one measured step, and the other ways to take it."""
+    budget = device.memory(ranks.here())
     seconds, peak = measure(config)
     seconds_per_window = seconds / config.batch_size / processes
     measured_parts = memory(dataclasses.replace(config, grad_accum_steps=processes), processes)
     windows = config.batch_size * config.grad_accum_steps
     hours = config.max_steps * windows * seconds_per_window / 3600
     lines = [
-        f"device: {device.description()}, {device.memory() / 1e9:.1f} GB for a run",
-        f"step:   {windows} x {config.block_size} tokens, {config.preset}, {config.optimizer}, {config.dtype}, taken as",
+        f"device: {device.description()}, {budget / 1e9:.1f} GB for a run",
+        f"step:   {windows} x {config.block_size} tokens, {config.preset}, {config.dtype}, taken as",
         "--batch-size  --grad-accum-steps  --grad-checkpoint  peak GB   s/step",
     ]
     for way in dict.fromkeys([config, *choices(config)]):
         size = sum(memory(way, processes).values())
         passes = 4 / 3 if way.grad_checkpoint > config.grad_checkpoint else 1
-        note = "  this run" if way == config else "" if size <= device.memory() else "  does not fit"
+        note = "  this run" if way == config else "" if size <= budget else "  does not fit"
         lines.append(
             f"{way.batch_size:>12}  {way.grad_accum_steps:>18}  {'yes' if way.grad_checkpoint else 'no':>17}"
             f"  {size / 1e9:>7.1f}  {seconds_per_window * windows * passes:>7.2f}{note}"

@@ -5,6 +5,8 @@ A process that was started alone is a group of one, in which every function here
 
 import io
 import json
+import platform
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from typing import Any, TypeVar
@@ -29,6 +31,12 @@ def size() -> int:
     return mx.distributed.init().size()
 
 
+def here() -> int:
+    """How many of the processes share this machine."""
+    name = zlib.crc32(platform.node().encode())
+    return mx.distributed.all_gather(mx.array([name], mx.uint32)).tolist().count(name)
+
+
 def is_first() -> bool:
     """Whether this is the process that logs, saves and draws."""
     return rank() == 0
@@ -42,6 +50,11 @@ def mean(tree: Tree) -> Tree:
 def total(array: mx.array) -> mx.array:
     """The sum of the processes' arrays."""
     return mx.distributed.all_sum(array)
+
+
+def most(number: int) -> int:
+    """The largest of the processes' numbers."""
+    return mx.distributed.all_max(mx.array(number)).item()
 
 
 def share(tree: Tree) -> Tree:

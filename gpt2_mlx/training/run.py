@@ -119,6 +119,7 @@ def _facts(trainer: Trainer, source: Source) -> dict:
         "tokens": {split: len(trainer.dataset.split(split)) for split in SPLITS},
         "n_params": trainer.model.n_params,
         "device": device.description(),
+        "processes": ranks.size(),
         "dtype": trainer.config.dtype,
         "versions": {"python": platform.python_version()}
         | {name: importlib.metadata.version(name) for name in ("mlx", "numpy", "tiktoken")},
