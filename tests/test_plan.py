@@ -63,7 +63,7 @@ def test_the_first_way_that_fits_is_taken(monkeypatch):
         assert plan.fit(config, given=False) == next(way for way in ways if total(way) <= total(ways[i]))
     assert plan.fit(config, given=False).batch_size < 4
     with pytest.raises(
-        ValueError, match=r"gpt2 with --batch-size 4 does not fit: it needs \d+\.\d GB \(weights 0\.5, "
+        ValueError, match=r"gpt2 with --batch-size 4 does not fit: it needs \d+\.\d\d GB \(weights 0\.50, "
     ):
         plan.fit(config, given=True)
     monkeypatch.setattr(device, "memory", lambda sharing: 1e9)

@@ -111,9 +111,9 @@ def fit(config: TrainConfig, given: bool, processes: int = 1) -> TrainConfig:
 
 
 def describe(parts: Parts) -> str:
-    """ "2.8 GB (weights 0.5, moments 1.0, ...)"."""
-    held = ", ".join(f"{name} {size / 1e9:.1f}" for name, size in parts.items() if size >= 5e7)
-    return f"{sum(parts.values()) / 1e9:.1f} GB ({held})"
+    """Such as: 2.81 GB (weights 0.50, moments 1.00, gradients 1.31)."""
+    held = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in parts.items() if size)
+    return f"{sum(parts.values()) / 1e9:.2f} GB ({held})"
 
 
 def measure(config: TrainConfig) -> tuple[float, float]:
@@ -133,29 +133,25 @@ def report(config: TrainConfig, processes: int = 1) -> str:
     """What a run of settings that fit takes, by prediction and by one measured step, and the other ways to take it."""
     budget = device.memory(ranks.here())
     seconds, peak = measure(config)
-    seconds_per_window = seconds / config.batch_size / processes
-    measured_parts = memory(dataclasses.replace(config, grad_accum_steps=processes), processes)
     windows = config.batch_size * config.grad_accum_steps
-    hours = config.max_steps * windows * seconds_per_window / 3600
+    step = seconds / config.batch_size * windows / processes
+    predicted = memory(dataclasses.replace(config, grad_accum_steps=processes), processes)
     lines = [
         f"device: {device.description()}, {budget / 1e9:.1f} GB for a run",
         f"step:   {windows} x {config.block_size} tokens, {config.preset}, {config.dtype}, taken as",
         "--batch-size  --grad-accum-steps  --grad-checkpoint  peak GB   s/step",
+        *(_row(way, config, step, budget, processes) for way in dict.fromkeys([config, *choices(config)])),
+        f"peak:   {describe(memory(config, processes))}",
+        f"micro:  {seconds:.2f} s, {peak / 1e9:.2f} GB measured, {sum(predicted.values()) / 1e9:.2f} predicted",
+        f"run:    {config.max_steps} steps, about {config.max_steps * step / 3600:.1f} hours",
     ]
-    for way in dict.fromkeys([config, *choices(config)]):
-        size = sum(memory(way, processes).values())
-        passes = 4 / 3 if way.grad_checkpoint > config.grad_checkpoint else 1
-        note = "  this run" if way == config else "" if size <= budget else "  does not fit"
-        lines.append(
-            f"{way.batch_size:>12}  {way.grad_accum_steps:>18}  {'yes' if way.grad_checkpoint else 'no':>17}"
-            f"  {size / 1e9:>7.1f}  {seconds_per_window * windows * passes:>7.2f}{note}"
-        )
-    return "\n".join(
-        [
-            *lines,
-            f"peak:   {describe(memory(config, processes))}",
-            f"one micro-batch, measured: {seconds:.2f} s, {peak / 1e9:.2f} GB"
-            f" ({sum(measured_parts.values()) / 1e9:.2f} predicted)",
-            f"run:    {config.max_steps} steps, about {hours:.1f} hours",
-        ]
-    )
+    return "\n".join(lines)
+
+
+def _row(way: TrainConfig, config: TrainConfig, step: float, budget: int, processes: int) -> str:
+    size = sum(memory(way, processes).values())
+    passes = 4 / 3 if way.grad_checkpoint > config.grad_checkpoint else 1  # forward, twice as much backward, forward
+    remade = "yes" if way.grad_checkpoint else "no"
+    note = "  this run" if way == config else "" if size <= budget else "  does not fit"
+    sizes = f"{way.batch_size:>12}  {way.grad_accum_steps:>18}  {remade:>17}"
+    return f"{sizes}  {size / 1e9:>7.2f}  {step * passes:>7.2f}{note}"
