@@ -47,7 +47,7 @@ def memory(config: TrainConfig, processes: int = 1) -> Parts:
     }
     kept, scores = _activations(config)
     rows = min(device.logits_rows(V), config.batch_size // streams * T)
-    chunks = min(_CHUNKS_IN_FLIGHT, streams * math.ceil(config.batch_size // streams * T / rows))
+    chunks = min(_CHUNKS_IN_FLIGHT, math.ceil(config.batch_size // streams * T / rows))
     loss = {
         **states,
         "weights": weights + lowered,
