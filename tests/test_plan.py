@@ -45,7 +45,7 @@ def test_what_the_parts_are_made_of():
     assert parts["moments"] - muon["moments"] == 4 * 12 * 12 * 768 * 768
     assert total(settings(grad_accum_steps=2)) - total(settings()) == plan.memory(settings())["weights"]
     remade = plan.memory(settings(preset="gpt2", batch_size=4, grad_checkpoint=True))
-    assert sum(remade.values()) < total(settings(preset="gpt2", batch_size=4)) / 2
+    assert sum(remade.values()) < 0.6 * total(settings(preset="gpt2", batch_size=4))
 
 
 def test_the_same_windows_in_ever_smaller_micro_batches_then_with_activations_made_anew():

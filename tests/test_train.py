@@ -179,7 +179,7 @@ def test_weights_of_a_checkpoint_can_be_the_beginning(undisturbed, text, tmp_pat
         ({"n_head": 3}, "n_embd is 8; it must be a multiple of n_head, which is 3"),
         ({"dropout": 2}, "dropout is 2.0; it must be at least 0 and less than 1"),
         ({"data": "nowhere"}, "--data is 'nowhere', which is no file or folder"),
-        ({"block_size": 100_000}, "with --block-size 100000"),
+        ({"block_size": 5000}, "with --block-size 5000"),
         ({"batch_size": 10**8}, "tiny with --batch-size 100000000 does not fit: it needs "),
         ({"wired_limit_gb": 4}, "--wired-limit-gb is 4.0; only a Mac's GPU has such a limit"),
         ({"init_from": "nowhere"}, "nowhere is neither a checkpoint"),
