@@ -9,7 +9,7 @@ import mlx.core as mx
 
 from . import blas
 
-_SLOW_EXP = sys.platform == "linux"  # there MLX's elementwise kernels are scalar
+_IS_SCALAR = sys.platform == "linux"  # there MLX's exp and tanh take an element at a time: 13 and 18 ns
 
 
 def select(name: str = "auto") -> str:
@@ -82,7 +82,7 @@ def exp_of_negative(x: mx.array) -> mx.array:
     Where MLX's own exp is slow: a polynomial for e^(x/32), squared five times. It is one fused kernel inside
     `mx.compile` and takes a third of the time.
     """
-    if on_gpu() or not _SLOW_EXP:
+    if on_gpu() or not _IS_SCALAR:
         return mx.exp(x)
     y = mx.maximum(x * (1 / 32), -1)
     y2 = y * y
@@ -92,6 +92,29 @@ def exp_of_negative(x: mx.array) -> mx.array:
     for _ in range(5):
         p = p * p
     return p
+
+
+def tanh(x: mx.array) -> mx.array:
+    """The hyperbolic tangent, in float32 within 3e-7 of its value.
+
+    Where MLX's own is slow: a quotient of polynomials. Inside `mx.compile` it takes a tenth of the time.
+    """
+    return mx.tanh(x) if on_gpu() or not _IS_SCALAR else _tanh(x.astype(mx.float32)).astype(x.dtype)
+
+
+@mx.custom_function
+def _tanh(x: mx.array) -> mx.array:
+    x2 = x * x
+    x4 = x2 * x2
+    # tanh(x) / x on [-9, 9], fitted for the least relative error, 2e-8; shallow enough for one kernel, as above
+    p = (0.999999979 + 0.133810251 * x2) + x4 * ((3.49558746e-3 + 2.06090715e-5 * x2) + x4 * 1.3354647e-8)
+    q = (1 + 0.467143407 * x2) + x4 * ((2.58769797e-2 + 3.28563372e-4 * x2) + x4 * 7.77655227e-7)
+    return mx.where(x > 9, 1, mx.where(x < -9, -1, x * p / q))
+
+
+@_tanh.vjp
+def _tanh_vjp(x, cotangent, y):
+    return cotangent * (1 - y * y)
 
 
 def peak_memory_gb() -> float:

@@ -9,6 +9,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_map_with_path
 
+from . import device
 from .config import GPT2Config
 
 LAYER_NORM_EPSILON = 1e-5
@@ -51,8 +52,14 @@ class CausalSelfAttention(nn.Module):
         return self.c_proj(y)
 
 
+@mx.compile
+def gelu(x: mx.array) -> mx.array:
+    """The tanh form of GELU (Hendrycks & Gimpel 2016, section 2)."""
+    return 0.5 * x * (1 + device.tanh(math.sqrt(2 / math.pi) * x * (1 + 0.044715 * x * x)))
+
+
 class MLP(nn.Module):
-    """Two linear layers around the tanh form of GELU (Hendrycks & Gimpel 2016, section 2)."""
+    """Two linear layers around a GELU."""
 
     def __init__(self, config: GPT2Config):
         super().__init__()
@@ -60,7 +67,7 @@ class MLP(nn.Module):
         self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd)
 
     def __call__(self, x: mx.array) -> mx.array:
-        return self.c_proj(nn.gelu_approx(self.c_fc(x)))  # (B, T, C) -> (B, T, 4C) -> (B, T, C)
+        return self.c_proj(gelu(self.c_fc(x)))  # (B, T, C) -> (B, T, 4C) -> (B, T, C)
 
 
 class Block(nn.Module):

@@ -6,7 +6,7 @@ import reference
 from mlx.utils import tree_flatten, tree_map
 
 from gpt2_mlx.config import PRESETS, GPT2Config
-from gpt2_mlx.model import GPT2, dropout
+from gpt2_mlx.model import GPT2, dropout, gelu
 from gpt2_mlx.training.loss import cross_entropy
 
 RANDOM = np.random.RandomState(0)
@@ -41,6 +41,19 @@ def test_logits_equal_the_float64_reference(config):
     got = np.array(model(mx.array(tokens)))
     assert got.shape == (2, config.block_size, config.vocab_size)
     assert np.abs(got - expected).max() / np.abs(expected).max() < 1e-5
+
+
+def test_gelu_and_its_slope_are_those_of_its_formula():
+    x = np.concatenate([np.linspace(-12, 12, 4801), [-1e30, -40, 40, 1e30]])
+    u = np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)
+    slope = 0.5 * (1 + np.tanh(u)) + 0.5 * x / np.cosh(np.clip(u, -99, 99)) ** 2 * np.sqrt(2 / np.pi) * (
+        1 + 3 * 0.044715 * x**2
+    )
+    y, got = mx.vjp(gelu, [mx.array(x, mx.float32)], [mx.ones(len(x))])
+    assert np.abs(np.array(y[0]) - 0.5 * x * (1 + np.tanh(u)))[:-4].max() < 2e-6
+    assert np.abs(np.array(got[0]) - slope)[:-4].max() < 1e-5
+    assert np.array(y[0])[-4:].tolist() == [0, 0, 40, np.float32(1e30)]
+    assert mx.all(mx.isnan(gelu(mx.array([np.nan])))).item()
 
 
 def test_gradients_equal_the_reference_along_random_directions(small):
