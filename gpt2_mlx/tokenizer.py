@@ -3,6 +3,7 @@
 import codecs
 from pathlib import Path
 
+import numpy as np
 import tiktoken
 from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 from tiktoken_ext.openai_public import ENDOFTEXT, r50k_pat_str
@@ -34,6 +35,14 @@ def load() -> tiktoken.Encoding:
         mergeable_ranks=ranks,
         special_tokens={ENDOFTEXT: EOT},
     )
+
+
+def encode(encoding: tiktoken.Encoding, text: str) -> np.ndarray:
+    """The ids of `encode_ordinary` as (n,) uint16, without a list on the way."""
+    try:
+        return encoding.encode_to_numpy(text, disallowed_special=()).astype(np.uint16)
+    except UnicodeEncodeError:  # half a surrogate pair, which JSON may hold: U+FFFD
+        return np.array(encoding.encode_ordinary(text), np.uint16)
 
 
 class StreamingDecoder:
