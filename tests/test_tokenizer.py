@@ -1,5 +1,6 @@
 import hashlib
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -22,6 +23,13 @@ def test_text_survives(text):
     ids = ENCODING.encode_ordinary(text)
     assert ENCODING.decode(ids) == text
     assert all(0 <= i < tokenizer.EOT for i in ids)
+
+
+@given(st.text(st.characters()))  # surrogates, too
+def test_encode_gives_the_ids_of_encode_ordinary(text):
+    ids = tokenizer.encode(ENCODING, text)
+    assert ids.dtype == np.uint16
+    assert ids.tolist() == ENCODING.encode_ordinary(text)
 
 
 @given(st.text())

@@ -34,11 +34,14 @@ def pieces(file: BinaryIO, name: str) -> Iterator[tuple[bool, str]]:
     Raises:
         ValueError: the file is not what its name says; the message tells where.
     """
-    for document in _documents(file, name):
-        begins = True
-        for text in cut(document):
-            yield begins, text
-            begins = False
+    try:
+        for document in _documents(file, name):
+            begins = True
+            for text in cut(document):
+                yield begins, text
+                begins = False
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise ValueError(f"{name} is not a whole gzip file: {error}") from None
 
 
 def cut(blocks: Iterable[str]) -> Iterator[str]:
@@ -54,16 +57,13 @@ def cut(blocks: Iterable[str]) -> Iterator[str]:
 
 def _documents(file: BinaryIO, name: str) -> Iterator[Iterable[str]]:
     stream = gzip.GzipFile(fileobj=file) if name.endswith(".gz") else file
-    try:
-        match kind(name):
-            case "parquet":
-                yield from map(_blocks, _parquet(file, name))
-            case "jsonl":
-                yield from map(_blocks, _json_lines(stream, name))
-            case _:
-                yield _decoded(stream, name)
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise ValueError(f"{name} is not a whole gzip file: {error}") from None
+    match kind(name):
+        case "parquet":
+            yield from map(_blocks, _parquet(file, name))
+        case "jsonl":
+            yield from map(_blocks, _json_lines(stream, name))
+        case "text":
+            yield _decoded(stream, name)
 
 
 def _blocks(text: str) -> Iterable[str]:

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from .. import device, tokenizer
 from ..files import lock, new_file, remove_leftovers, sha256_of_each
-from .documents import PIECE, pieces
+from . import documents
 
 META = "meta.json"
 FORMAT = 1  # another one where the same text would be cut into other shards
@@ -175,10 +175,10 @@ def _batches(files: tuple[Path, ...], start: Position) -> Iterator[tuple[Batch, 
     batch, size, read = [], 0, sum(file.stat().st_size for file in files[: start.file])
     for i in range(start.file, len(files)):
         with files[i].open("rb") as file:
-            for j, (begins, text) in enumerate(pieces(file, str(files[i]))):
+            for j, (begins, text) in enumerate(documents.pieces(file, str(files[i]))):
                 if (i, j) < start[:2]:
                     continue
-                if size >= PIECE:
+                if size >= documents.PIECE:
                     yield batch, Position(i, j, read + file.tell())
                     batch, size = [], 0
                 batch.append((begins and (i, j) > (0, 0), text))

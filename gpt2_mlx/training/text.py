@@ -44,7 +44,7 @@ def find(data: str) -> Source:
         return Source(path.resolve().name, files)
     if path.is_file():
         whole = path.resolve()  # many a text is called input.txt: then its folder tells what it is
-        stem = whole.name.split(".")[0] or whole.name
+        stem = Path(whole.name.removesuffix(".gz")).stem
         return Source(whole.parent.name if stem == "input" else stem, (path,))
     raise ValueError(
         f"--data is {data!r}, which is no file or folder; allowed: tinyshakespeare, shakespeare, a text file,"
