@@ -70,7 +70,7 @@ def test_a_folder_of_shards_is_the_same_text(tmp_path):
     assert tokenizer.load().decode(np.asarray(given.tokens).tolist()) == TEXT + "<|endoftext|>two"
     assert not list((tmp_path / "cache").iterdir())  # used as it is
     (tmp_path / "shards" / "tokens-00000.bin").unlink()
-    with pytest.raises(ValueError, match="meta.json is no list of token shards: .*No such file"):
+    with pytest.raises(ValueError, match="shards.json is no list of token shards: .*No such file"):
         TokenDataset.open(text.find(str(tmp_path / "shards")), tmp_path / "cache")
 
 

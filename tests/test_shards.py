@@ -51,10 +51,10 @@ def test_shards_hold_the_tokens_with_endoftext_between_documents(text, tmp_path)
     assert key == "key"
     assert np.asarray(tokens).dtype == np.uint16
     assert np.asarray(tokens).tolist() == expected()
-    meta = json.loads((tmp_path / "new" / "made" / "meta.json").read_text())
-    sizes = [shard["tokens"] for shard in meta["shards"]]
+    index = json.loads((tmp_path / "new" / "made" / "shards.json").read_text())
+    sizes = [shard["tokens"] for shard in index["shards"]]
     assert len(sizes) > 5 and all(1500 <= n < 2200 for n in sizes[:-1])
-    raw = b"".join((tmp_path / "new" / "made" / shard["file"]).read_bytes() for shard in meta["shards"])
+    raw = b"".join((tmp_path / "new" / "made" / shard["file"]).read_bytes() for shard in index["shards"])
     assert np.frombuffer(raw, "<u2").tolist() == expected()
 
 
@@ -113,17 +113,17 @@ def test_what_is_damaged_is_told_and_made_anew(text, tmp_path):
     folder = tmp_path / "made"
     shards.prepare("some", text, folder, "key")
     whole = content(folder)
-    meta = json.loads(whole["meta.json"])
+    index = json.loads(whole["shards.json"])
     flipped = bytes([whole["tokens-00002.bin"][0] ^ 1]) + whole["tokens-00002.bin"][1:]
     for name, damage, message in [
         ("tokens-00002.bin", flipped, "tokens-00002.bin is damaged"),
         ("tokens-00002.bin", flipped[:-2], "tokens-00002.bin is damaged"),
         ("tokens-00002.bin", None, "No such file"),
-        ("meta.json", whole["meta.json"][:-9], "meta.json is no list of token shards: "),
-        ("meta.json", b"[]", "meta.json is no list of token shards: "),
-        ("meta.json", b"{}", "meta.json is no list of token shards: 'format'"),
-        ("meta.json", json.dumps(meta | {"vocab_sha256": ""}).encode(), "another format or vocabulary"),
-        ("meta.json", None, "No such file"),
+        ("shards.json", whole["shards.json"][:-9], "shards.json is no list of token shards: "),
+        ("shards.json", b"[]", "shards.json is no list of token shards: "),
+        ("shards.json", b"{}", "shards.json is no list of token shards: 'format'"),
+        ("shards.json", json.dumps(index | {"vocab_sha256": ""}).encode(), "another format or vocabulary"),
+        ("shards.json", None, "No such file"),
     ]:
         (folder / name).unlink() if damage is None else (folder / name).write_bytes(damage)
         with pytest.raises(ValueError, match=message):

@@ -96,7 +96,7 @@ def test_files_and_folders_of_the_users(tmp_path):
 
 
 def test_a_folder_of_token_shards_is_one_source(tmp_path):
-    for name in ("meta.json", "a.txt"):
+    for name in ("shards.json", "a.txt"):
         (tmp_path / name).write_text("")
     assert text.find(str(tmp_path)) == text.Source(tmp_path.name, (tmp_path,))
 

@@ -1,10 +1,10 @@
 """Token shards: a text as a folder of files of tokens, written once and read in parts.
 
-    meta.json           format, vocab_sha256, key, next, and of each shard its file, tokens and sha256
+    shards.json         format, vocab_sha256, key, next, and of each shard its file, tokens and sha256
     tokens-00000.bin    uint16, little-endian, in the order of the text; <|endoftext|> between two documents
 
 `key` tells texts apart. `next` is the position where an unfinished preparation goes on, null when all is written.
-A shard gets its name when it is whole, and its place in meta.json after that.
+A shard gets its name when it is whole, and its place in shards.json after that.
 """
 
 import json
@@ -23,7 +23,7 @@ from .. import device, tokenizer
 from ..files import lock, new_file, remove_leftovers, sha256_of_each
 from . import documents
 
-META = "meta.json"
+INDEX = "shards.json"
 FORMAT = 1  # another one where the same text would be cut into other shards
 SHARD_TOKENS = 1 << 25  # 67 MB; a kill costs at most the work on one shard
 DTYPE = np.dtype("<u2")
@@ -74,11 +74,11 @@ def read(folder: Path) -> tuple[Tokens, str]:
     Raises:
         ValueError: it is not a whole folder of shards; the message says why.
     """
-    meta = _read_meta(folder)
-    if meta["next"]:
+    index = _read_index(folder)
+    if index["next"]:
         raise ValueError(f"{folder} is not finished: train on the text that it is made of, and that goes on with it")
-    ends = np.cumsum([shard["tokens"] for shard in meta["shards"]], dtype=np.int64)
-    return Tokens([folder / shard["file"] for shard in meta["shards"]], ends, 0, int(ends[-1])), meta["key"]
+    ends = np.cumsum([shard["tokens"] for shard in index["shards"]], dtype=np.int64)
+    return Tokens([folder / shard["file"] for shard in index["shards"]], ends, 0, int(ends[-1])), index["key"]
 
 
 def prepare(name: str, files: tuple[Path, ...], folder: Path, key: str) -> None:
@@ -112,28 +112,28 @@ def prepare(name: str, files: tuple[Path, ...], folder: Path, key: str) -> None:
 
 def _write_rest(name: str, files: tuple[Path, ...], folder: Path, key: str) -> None:
     remove_leftovers(folder)
-    meta = _begun(folder, key)
-    if not meta["next"]:
+    index = _begun(folder, key)
+    if not index["next"]:
         return
-    position, size = Position(*meta["next"]), sum(file.stat().st_size for file in files)
+    position, size = Position(*index["next"]), sum(file.stat().st_size for file in files)
     # disable=None: no bar where stderr is no terminal
     bar = tqdm(desc=f"tokenizing {name}", total=size, unit="B", unit_scale=True, leave=False, disable=None)
     bar.update(position.read)
     with bar, ThreadPoolExecutor(device.cpu_count()) as pool:
         work = _encoded(pool, _batches(files, position))
         while position:
-            shard, position = _write_shard(folder / f"tokens-{len(meta['shards']):05d}.bin", work, bar)
+            shard, position = _write_shard(folder / f"tokens-{len(index['shards']):05d}.bin", work, bar)
             if not shard["tokens"]:
                 raise ValueError(f"{name} is empty: {', '.join(map(str, files))}")
-            meta = {**meta, "next": position, "shards": [*meta["shards"], shard]}
-            with new_file(folder / META) as aside:
-                aside.write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
+            index = {**index, "next": position, "shards": [*index["shards"], shard]}
+            with new_file(folder / INDEX) as aside:
+                aside.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
 def _write_shard(
     path: Path, work: Iterator[tuple[np.ndarray, Position | None]], bar: tqdm
 ) -> tuple[dict, Position | None]:
-    """What meta.json says of the shard, and the position after it."""
+    """What shards.json says of the shard, and the position after it."""
     tokens, digest, position = 0, sha256(), None
     with new_file(path) as aside, aside.open("wb") as file:
         for part, position in work:
@@ -190,9 +190,9 @@ def _batches(files: tuple[Path, ...], start: Position) -> Iterator[tuple[Batch, 
 def _begun(folder: Path, key: str) -> dict:
     """What an earlier call left of this text, if it is sound, else a new beginning."""
     try:
-        meta = _read_meta(folder)
-        if meta["key"] == key:
-            return meta
+        index = _read_index(folder)
+        if index["key"] == key:
+            return index
     except ValueError:
         pass
     _clear(folder)
@@ -200,20 +200,20 @@ def _begun(folder: Path, key: str) -> dict:
     return {"format": FORMAT, "vocab_sha256": tokenizer.VOCAB_SHA256, "key": key, "next": first, "shards": []}
 
 
-def _read_meta(folder: Path) -> dict:
-    """The content of meta.json, when the shards are what it says."""
-    path = folder / META
+def _read_index(folder: Path) -> dict:
+    """The content of shards.json, when the shards are what it says."""
+    path = folder / INDEX
     try:
-        meta = json.loads(path.read_text(encoding="utf-8"))
-        if (meta["format"], meta["vocab_sha256"]) != (FORMAT, tokenizer.VOCAB_SHA256):
+        index = json.loads(path.read_text(encoding="utf-8"))
+        if (index["format"], index["vocab_sha256"]) != (FORMAT, tokenizer.VOCAB_SHA256):
             raise ValueError("it is of another format or vocabulary")
-        digests = sha256_of_each([folder / shard["file"] for shard in meta["shards"]])
-        for shard, digest in zip(meta["shards"], digests):
+        digests = sha256_of_each([folder / shard["file"] for shard in index["shards"]])
+        for shard, digest in zip(index["shards"], digests):
             if digest != shard["sha256"]:
                 raise ValueError(f"{shard['file']} is damaged")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is no list of token shards: {error}") from None
-    return meta
+    return index
 
 
 def _clear(folder: Path) -> None:

@@ -36,7 +36,7 @@ def find(data: str) -> Source:
         return Source("shakespeare", (DATA / "shakespeare" / "input.txt",))
     path = Path(data)
     if data and path.is_dir():
-        if (path / shards.META).exists():
+        if (path / shards.INDEX).exists():
             return Source(path.resolve().name, (path,))
         files = tuple(sorted(file for file in path.rglob("*") if file.name.endswith(SUFFIXES)))
         if not files:
