@@ -1,6 +1,7 @@
 """GPT-2's byte-level BPE (Radford et al. 2019, section 2.2) through tiktoken, offline."""
 
 import codecs
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ VOCAB_SIZE = 50257
 EOT = 50256  # <|endoftext|>: separates documents
 
 
+@functools.cache  # reading the vocabulary takes a quarter of a second
 def load() -> tiktoken.Encoding:
     """The GPT-2 tokenizer: `encode_ordinary(text)` gives ids below `VOCAB_SIZE`, `decode(ids)` the text again.
 

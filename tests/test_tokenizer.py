@@ -10,6 +10,14 @@ from gpt2_mlx import tokenizer
 ENCODING = tokenizer.load()
 
 
+@pytest.fixture
+def unloaded():
+    """As if the vocabulary had not been read yet."""
+    tokenizer.load.cache_clear()
+    yield
+    tokenizer.load.cache_clear()
+
+
 def test_known_ids():
     # published with GPT-2: https://github.com/openai/gpt-2, and in many places since
     assert ENCODING.encode_ordinary("Hello world") == [15496, 995]
@@ -56,7 +64,7 @@ def test_the_files_are_openais():
         assert hashlib.sha256((tokenizer.ASSETS / name).read_bytes()).hexdigest() == digest
 
 
-def test_a_changed_vocabulary_is_refused(tmp_path, monkeypatch):
+def test_a_changed_vocabulary_is_refused(tmp_path, monkeypatch, unloaded):
     for name in ("encoder.json", "vocab.bpe"):
         (tmp_path / name).write_bytes((tokenizer.ASSETS / name).read_bytes().replace(b"hello", b"hullo"))
     monkeypatch.setattr(tokenizer, "ASSETS", tmp_path)
@@ -64,7 +72,7 @@ def test_a_changed_vocabulary_is_refused(tmp_path, monkeypatch):
         tokenizer.load()
 
 
-def test_no_network(monkeypatch, tmp_path):
+def test_no_network(monkeypatch, tmp_path, unloaded):
     import socket
 
     def refuse(*args):

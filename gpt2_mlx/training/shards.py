@@ -154,7 +154,7 @@ def _encoded(
     waiting = deque()
     for batch, position in batches:
         waiting.append((pool.submit(_encode, encoding, batch), position))
-        if len(waiting) > 2 * device.cpu_count():  # so many are in memory
+        if len(waiting) > 8 * device.cpu_count():  # work for while a shard is synced
             future, reached = waiting.popleft()
             yield future.result(), reached
     for future, reached in waiting:
