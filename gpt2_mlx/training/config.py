@@ -77,17 +77,9 @@ class TrainConfig:
 
     def __post_init__(self):
         counts = ("max_steps", "batch_size", "grad_accum_steps", "eval_interval", "log_interval", "save_interval")
+        rates = ("weight_decay", "grad_clip", "min_lr")
         at_least = {
-            0: (
-                "weight_decay",
-                "grad_clip",
-                "seed",
-                "sample_interval",
-                "patience",
-                "warmup_steps",
-                "min_lr",
-                "eval_tokens",
-            ),
+            0: (*rates, "seed", "sample_interval", "patience", "warmup_steps", "eval_tokens"),
             1: (*counts, "keep"),
         }
         for least, names in at_least.items():
