@@ -48,6 +48,8 @@ def greet(trainer: Trainer, source: text.Source) -> None:
     config, tokens = trainer.config, {name: len(trainer.dataset.split(name)) for name in ("train", "val", "test")}
     print(f"device: {device.description()}")
     print(f"text:   {source.name}, {' + '.join(f'{n:,} {name}' for name, n in tokens.items())} tokens")
+    if 0 < config.eval_tokens < max(tokens["val"], tokens["test"]):
+        print(f"        the losses of val and test are over their first {config.eval_tokens:,} (--eval-tokens)")
     print(
         f"model:  {config.preset}, {trainer.model.n_params / 1e6:.1f}M parameters"
         f" ({config.n_layer} layers, {config.n_head} heads, {config.n_embd} wide, {config.block_size} tokens)"

@@ -14,7 +14,8 @@ FLOOR_1 = ["model", "kv_cache", "checkpoint", "pretrained", "plot"]
 WINGS = {
     "generation": [f"generation.{name}" for name in ("scheduler", "sampling", "engine", "text")],
     "training": [
-        f"training.{name}" for name in ("config", "text", "data", "loss", "optim", "report", "trainer", "run")
+        f"training.{name}"
+        for name in ("config", "documents", "shards", "text", "data", "loss", "optim", "report", "trainer", "run")
     ],
     "serving": ["serving." + x for x in ("config", "errors", "schemas", "stream", "async_engine", "telemetry")]
     + ["serving." + x for x in ("choice", "completions", "app", "server")],

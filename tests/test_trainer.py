@@ -131,6 +131,16 @@ def test_evaluation_is_the_mean_over_all_tokens_of_the_split(tmp_path):
     assert one.evaluate("val") == one.evaluate("val")
 
 
+def test_evaluation_of_a_large_text_is_over_its_first_tokens(tmp_path):
+    one = trainer(tmp_path, eval_tokens=20)
+    val = one.dataset.split("val")
+    assert len(val) > 21
+    alone = trainer(tmp_path)
+    alone.dataset = TokenDataset(np.concatenate([np.zeros(8 * 21, np.uint16), val[:21], np.zeros(21, np.uint16)]))
+    assert alone.dataset.split("val").tolist() == val[:21].tolist()
+    assert one.evaluate("val") == alone.evaluate("val") != trainer(tmp_path, eval_tokens=0).evaluate("val")
+
+
 def test_the_run_folder(tmp_path):
     one = trainer(tmp_path, max_steps=6, eval_interval=2, save_interval=3, log_interval=1, keep=1, sample_interval=0)
     assert one.fit() == "max_steps"

@@ -12,7 +12,8 @@ class TrainConfig:
     """Train a GPT-2 on a text. What is not given (None) follows from the preset and the device."""
 
     data: str = "tinyshakespeare"
-    """What to learn from: tinyshakespeare, shakespeare, a UTF-8 text file, or a folder of .txt files."""
+    """What to learn from: tinyshakespeare, shakespeare, a file or a folder of files (.txt .txt.gz .jsonl .jsonl.gz
+    .parquet; the last three with a field `text`), or a folder of token shards."""
     preset: Literal["auto", "tiny", "baby", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"] = "auto"
     """Size of the model and its recipe; auto is baby on a GPU and tiny on a CPU. The README lists them."""
     n_layer: int | None = None
@@ -57,6 +58,8 @@ class TrainConfig:
     """Everything random follows from it: weights, order of reading, dropout, samples."""
     eval_interval: int | None = None
     """Steps between two validation losses. Default: a quarter of max_steps, at least 25."""
+    eval_tokens: int = 1_000_000
+    """Most tokens of a split, from its start, that its loss is over; 0 is all. A tenth of a large text takes hours."""
     log_interval: int = 10
     """Steps between two lines of the log."""
     sample_interval: int | None = None
@@ -74,8 +77,9 @@ class TrainConfig:
 
     def __post_init__(self):
         counts = ("max_steps", "batch_size", "grad_accum_steps", "eval_interval", "log_interval", "save_interval")
+        rates = ("weight_decay", "grad_clip", "min_lr")
         at_least = {
-            0: ("weight_decay", "grad_clip", "seed", "sample_interval", "patience", "warmup_steps", "min_lr"),
+            0: (*rates, "seed", "sample_interval", "patience", "warmup_steps", "eval_tokens"),
             1: (*counts, "keep"),
         }
         for least, names in at_least.items():

@@ -17,7 +17,7 @@ from .text import Source
 from .trainer import Trainer
 
 # What a resumed run must share with the one that was stopped, or it would be another run.
-_FIXED = (*SHAPE, "preset", "init_from", "batch_size", "grad_accum_steps", "optimizer", "dtype", "seed")
+_FIXED = (*SHAPE, "preset", "init_from", "batch_size", "grad_accum_steps", "optimizer", "dtype", "seed", "eval_tokens")
 
 
 def saved_settings(run: Path) -> TrainConfig | None:

@@ -162,10 +162,13 @@ class Trainer:
         return loss / count, norm, taken
 
     def evaluate(self, split: str) -> float:
-        """The mean loss per token of a split, in nats, over all of its tokens; always the same windows."""
+        """The mean loss per token of a split, in nats, over all or the first `eval_tokens` of it; always the same."""
         config = self.config
+        tokens = self.dataset.split(split)
+        if config.eval_tokens:
+            tokens = tokens[: config.eval_tokens + 1]  # the first is no target
         total, count = 0.0, 0
-        batches = evaluation_batches(self.dataset.split(split), config.batch_size, config.block_size, IGNORE)
+        batches = evaluation_batches(tokens, config.batch_size, config.block_size, IGNORE)
         for batch in tqdm(batches, desc=split, unit="batch", leave=False, disable=None):
             loss, n = self._evaluate_batch(*map(mx.array, batch))
             mx.eval(loss, n)
