@@ -88,7 +88,7 @@ def test_broken_files_are_named(saved):
         with pytest.raises(ValueError, match=r"model\.safetensors cannot be read"):
             checkpoint.load(folder)
     (folder / "model.safetensors").unlink()
-    with pytest.raises(ValueError, match=r"model\.safetensors cannot be read"):
+    with pytest.raises(ValueError, match=r"has no model\.safetensors"):
         checkpoint.load(folder)
 
 
@@ -101,7 +101,6 @@ def test_broken_files_are_named(saved):
         ('{"model_type": "gpt2"}', "has no n_positions"),
         ('{"model_type": "gpt2", "activation_function": "relu"}', "activation_function is 'relu'; this model has"),
         ('{"model_type": "gpt2", "layer_norm_epsilon": 0.001}', "layer_norm_epsilon is 0.001"),
-        ('{"model_type": "gpt2", "n_embd": 4, "n_inner": 5}', "n_inner is 5"),
         (
             '{"model_type": "gpt2", "n_positions": 4, "vocab_size": 5, "n_layer": 1, "n_head": 3, "n_embd": 4}',
             "n_embd is 4; it must be a multiple of n_head, which is 3",

@@ -49,7 +49,7 @@ class Engine:
         self.model = model
         self.block_size, self.vocab_size = model.config.block_size, model.config.vocab_size
         self._n_slots = n_slots
-        self._cache = KVCache(model.config, n_slots, model.wte.weight.dtype)
+        self._cache = KVCache(model.config, n_slots, model.dtype)
         self._scheduler = Scheduler(n_slots)
         self._sequences: dict[int, Sequence] = {}
         self._in_step: list[Sequence] = []
