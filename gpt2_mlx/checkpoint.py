@@ -65,8 +65,10 @@ def load(folder: Path, dtype: str | None = "float32", quantize: int | None = Non
             raise ValueError(f"n_layer is {config.n_layer}, but there are {len(stored)} tensors")
         model = GPT2(config)
         if quantization:
-            is_quantized = {name.removeprefix("model.") for name in stored if name.endswith(".scales")}
-            nn.quantize(model, **quantization, class_predicate=lambda name, _: f"{name}.scales" in is_quantized)
+            scales = {name.removeprefix("model.") for name in stored if name.endswith(".scales")}
+            if "h.0.attn.c_attn.scales" not in scales:
+                raise ValueError(f"quantization is {quantization}, but h.0.attn.c_attn has no scales")
+            nn.quantize(model, **quantization, class_predicate=lambda name, _: f"{name}.scales" in scales)
     _fill(model, folder, stored)
     if dtype:
         model.set_dtype(getattr(mx, dtype))

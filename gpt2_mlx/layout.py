@@ -125,8 +125,8 @@ def parameters(stored: dict[str, mx.array], model: GPT2) -> dict[str, mx.array]:
     found = {name: array for name, array in stored.items() if name not in {*masks, _HEAD}}
     check(found, _tensors(model, prefix))
     wte = found[f"{prefix}wte.weight"]
-    head = stored.get(_HEAD, wte)
-    if head.shape != wte.shape or not mx.array_equal(head, wte):
+    head = stored.get(_HEAD)
+    if head is not None and not mx.array_equal(head, wte, equal_nan=True):
         raise ValueError(f"{_HEAD} is not wte.weight, to which this model's head is tied")
     return {name.removeprefix(prefix): _turned(name, array, prefix) for name, array in found.items()}
 
@@ -144,7 +144,7 @@ def _turned(name: str, array: mx.array, prefix: str) -> mx.array:
 def check(found: dict[str, mx.array], expected: dict[str, mx.array]) -> None:
     """Raise a ValueError that names the arrays that are missing, not expected, of another shape or kind."""
     problems = [f"{name} is missing" for name in expected if name not in found]
-    problems += [f"{name} is not expected" for name in found if name not in expected]
+    problems += [f"{name} is not expected" for name in sorted(found) if name not in expected]
     for name, b in expected.items():
         a = found.get(name, b)
         if a.shape != b.shape:

@@ -135,9 +135,9 @@ class GPT2(nn.Module):
     @property
     def quantization(self) -> dict | None:
         """How its matrices are quantised, as the arguments of `nn.quantize`; None where they are not."""
-        wte = self.wte
-        is_quantized = isinstance(wte, nn.QuantizedEmbedding)
-        return {"group_size": wte.group_size, "bits": wte.bits, "mode": wte.mode} if is_quantized else None
+        layer = self.h[0].attn.c_attn
+        is_quantized = isinstance(layer, nn.QuantizedLinear)
+        return {"group_size": layer.group_size, "bits": layer.bits, "mode": layer.mode} if is_quantized else None
 
     def quantize(self, bits: int) -> None:
         """Round the matrices and the tied head to `bits` a weight; positions, LayerNorms and biases stay as they are.

@@ -1,7 +1,13 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import mlx.core as mx
+import numpy as np
 import pytest
+
+from gpt2_mlx import GPT2
+from gpt2_mlx.generation.engine import Engine
+from gpt2_mlx.generation.scheduler import SamplingParams
 
 # Every dimension is another number; the last has the whole vocabulary, for tests that begin with a text.
 SHAPES = {
@@ -32,3 +38,37 @@ def foreign(tmp_path_factory) -> Callable[..., tuple]:
         return model, folder
 
     return make
+
+
+def some_tokens(model: GPT2, n_rows: int = 2) -> np.ndarray:
+    """(n_rows, block_size) token ids."""
+    return np.random.RandomState(0).randint(0, model.config.vocab_size, (n_rows, model.config.block_size))
+
+
+def logits(model: GPT2, tokens: np.ndarray) -> np.ndarray:
+    return np.array(model(mx.array(tokens)).astype(mx.float32))
+
+
+def torch_logits(model, tokens: np.ndarray) -> np.ndarray:
+    import torch
+
+    with torch.no_grad():
+        return model(torch.tensor(tokens)).logits.float().numpy()
+
+
+def greedy(model: GPT2, prompt: list[int], n: int) -> list[int]:
+    """The n likeliest tokens, one after the other, as the engine draws them."""
+    engine = Engine(model, n_slots=1)
+    engine.add(prompt, SamplingParams(temperature=0, max_tokens=n, seed=0))
+    ids = []
+    while engine.has_work:
+        ids += [token.id for output in engine.step() for token in output.tokens]
+    return ids
+
+
+def torch_greedy(model, prompt: list[int], n: int) -> list[int]:
+    import torch
+
+    tokens = torch.tensor([prompt])
+    settings = {"do_sample": False, "max_new_tokens": n, "eos_token_id": None, "pad_token_id": 0}
+    return model.generate(tokens, attention_mask=torch.ones_like(tokens), **settings)[0, len(prompt) :].tolist()
