@@ -163,8 +163,11 @@ def _read_tensors(folder: Path) -> dict[str, mx.array]:
     if whole.exists():
         return _read_arrays(whole)
     if not index.exists():
-        _refuse_pickles(folder)
-        raise ValueError(f"{folder} has no model.safetensors")
+        raise ValueError(
+            f"{folder} has no model.safetensors; pickles (.bin, .pt) are not opened, since they may run any code: what"
+            " you trust, transformers.AutoModelForCausalLM.from_pretrained(MODEL).save_pretrained(FOLDER) makes"
+            " safetensors of"
+        )
     files = _read_json(index).get("weight_map")
     if not isinstance(files, dict) or not all(isinstance(f, str) and Path(f).name == f for f in files.values()):
         raise ValueError(f"{index}: weight_map must map names to files beside it")
@@ -175,17 +178,6 @@ def _read_tensors(folder: Path) -> dict[str, mx.array]:
             layout.refuse([f"{name} is in another shard too" for name in shard.keys() & stored.keys()])
         stored |= shard
     return stored
-
-
-def _refuse_pickles(folder: Path) -> None:
-    """Say what to do with weights that are not stored as safetensors."""
-    pickle = next((f.name for ending in ("bin", "pt", "pth", "ckpt") for f in folder.glob(f"*.{ending}")), None)
-    if pickle:
-        raise ValueError(
-            f"{folder} has no model.safetensors but {pickle}, a pickle, which may run any code when it is opened;"
-            " if you trust it, make safetensors of it with transformers: transformers.AutoModelForCausalLM"
-            f".from_pretrained({str(folder)!r}).save_pretrained('NEW')"
-        )
 
 
 def _read_arrays(path: Path) -> dict[str, mx.array]:

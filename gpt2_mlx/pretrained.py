@@ -10,7 +10,8 @@ OPENAI = {name: f"openai-community/{name}" for name in ("gpt2", "gpt2-medium", "
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _OTHER_TOKENIZERS = ("vocab.txt", "*.model")
 # Of all that a model's page holds: no pickles, and no copies of the weights for other programs.
-_FILES = ["config.json", "model*.safetensors", "model.safetensors.index.json", "vocab.json", "tokenizer.json"]
+_WEIGHTS = ("model.safetensors", "model-*.safetensors", "model.safetensors.index.json")
+_FILES = ["config.json", *_WEIGHTS, "vocab.json", "tokenizer.json", *_OTHER_TOKENIZERS]
 
 
 def find(source: str | Path) -> Path:
@@ -41,7 +42,7 @@ def _fetch(name: str) -> Path:
     from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 
     try:
-        return Path(snapshot_download(name, allow_patterns=[*_FILES, *_OTHER_TOKENIZERS]))
+        return Path(snapshot_download(name, allow_patterns=_FILES))
     except RepositoryNotFoundError:
         raise ValueError(f"the Hugging Face hub shows no model {name}; for a private one: `hf auth login`") from None
     except LocalEntryNotFoundError as error:
