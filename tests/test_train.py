@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from gpt2_mlx import checkpoint, metrics
+from gpt2_mlx import GPT2, GPT2Config, checkpoint, metrics
 
 ROOT = Path(__file__).parents[1]
 TINY = {"n-layer": 1, "n-head": 1, "n-embd": 8, "block-size": 16, "batch-size": 2, "dropout": 0.1, "warmup-steps": 2}
@@ -217,6 +217,16 @@ def test_a_shape_that_the_weights_do_not_have_is_refused(undisturbed, text, tmp_
     done = fine_tune(text, undisturbed, tmp_path / "run", *flags)
     assert done.returncode == 2
     assert message in done.stderr and done.stderr.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_quantised_weights_are_refused_and_leave_nothing(text, tmp_path):
+    model = GPT2(GPT2Config(block_size=16, n_layer=1, n_head=1, n_embd=32))
+    model.quantize(8)
+    checkpoint.save(tmp_path / "q8", model)
+    done = fine_tune(text, tmp_path / "q8", tmp_path / "run")
+    assert done.returncode == 2
+    assert f"--init-from is {tmp_path / 'q8'}, which is quantised" in done.stderr
     assert not (tmp_path / "run").exists()
 
 

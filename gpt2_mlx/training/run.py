@@ -69,10 +69,11 @@ def open_run(config: TrainConfig, source: Source, run: Path, init: Path | None =
     dataset.check_length(config.block_size)
     if resuming and _text_key(run) != dataset.key:
         raise ValueError(f"{', '.join(map(str, source.files))} is not the text that {run} began to learn from")
+    model = _model(config, init, latest if resuming else init)
     run.mkdir(parents=True, exist_ok=True)
     held = lock(run)
     remove_leftovers(run)
-    trainer = Trainer(config, _model(config, init, latest if resuming else init), dataset, run)
+    trainer = Trainer(config, model, dataset, run)
     trainer.lock = held  # as long as there is a trainer
     if resuming:
         trainer.restore(latest.resolve())
