@@ -54,9 +54,9 @@ class Generate:
 class Convert:
     """Write a model as a checkpoint folder, in another type or quantised."""
 
-    source: Annotated[str, tyro.conf.Positional]
+    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SRC")]
     """Run, checkpoint folder, gpt2 ... gpt2-xl, or owner/name on the hub."""
-    folder: Annotated[Path, tyro.conf.Positional]
+    folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DST")]
     """The folder to write; it must not exist."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """Type of the weights; of a quantised model, of all that is not. Default: as they are stored."""

@@ -25,8 +25,8 @@ class TrainConfig:
     n_embd: int | None = None
     """Width of a token's vector."""
     block_size: int | None = None
-    """Tokens the model can look back on, and the length of a window of training; less than the weights of --init-from
-    have crops them."""
+    """Tokens the model can look back on, and the length of a window of training. With --init-from, fewer than its
+    weights know crops them."""
     dropout: float | None = None
     """Probability of dropping an activation; helps where a small text is read many times."""
     init_from: str = "scratch"
