@@ -76,7 +76,12 @@ def hub(folder, tmp_path):
 
     def find(name: str, **environment: str) -> subprocess.CompletedProcess:
         code = "from gpt2_mlx import cli, pretrained; import sys; cli.run(lambda: print(pretrained.find(sys.argv[1])))"
-        own = {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_TELEMETRY": "1"}
+        own = {
+            "HF_ENDPOINT": endpoint,
+            "HF_HOME": str(tmp_path / "hf"),
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "NO_PROXY": "*",
+        }
         environment = {**os.environ, **own, **environment}
         return subprocess.run(
             [sys.executable, "-c", code, name], capture_output=True, text=True, cwd=ROOT, env=environment
