@@ -5,7 +5,7 @@ import shlex
 import signal
 from pathlib import Path
 
-from gpt2_mlx import checkpoint, cli, device, plot
+from gpt2_mlx import checkpoint, cli, device, plot, pretrained
 from gpt2_mlx.training import run, text
 from gpt2_mlx.training.config import TrainConfig
 from gpt2_mlx.training.trainer import Trainer
@@ -15,7 +15,7 @@ def main() -> None:
     flags = cli.parse(TrainConfig)
     on_gpu = device.select(flags.device) == "gpu"
     source = None if flags.out else text.find(flags.data)
-    folder = Path(flags.out or f"checkpoints/{source.name}-{flags.resolved(on_gpu).preset}")
+    folder = Path(flags.out or f"checkpoints/{source.name}-{flags.model_name(on_gpu)}")
     saved = run.saved_settings(folder) if flags.resume else None
     if saved:
         flags = cli.parse(TrainConfig, default=saved)  # the flags given now override those of then
@@ -26,12 +26,12 @@ def main() -> None:
     if source.note:
         print(f"NOTE: {source.note}")
         flags = dataclasses.replace(flags, data=source.name)
-    from_scratch = saved or flags.init_from == "scratch"
-    init = None if from_scratch else checkpoint.read_config(checkpoint.resolve(Path(flags.init_from)))
-    config = flags.resolved(on_gpu, init)
+    begins_here = flags.fine_tunes and not (folder / "latest").exists()
+    init = pretrained.find(flags.init_from) if begins_here else None
+    config = flags.resolved(on_gpu, checkpoint.read_config(init) if init else None)
     if saved:
         run.check_unchanged(config, saved)
-    trainer = run.open_run(config, source, folder)
+    trainer = run.open_run(config, source, folder, init)
     greet(trainer, source)
     stop_on_signals(trainer)
     reason = trainer.fit()
@@ -51,7 +51,7 @@ def greet(trainer: Trainer, source: text.Source) -> None:
     if 0 < config.eval_tokens < max(tokens["val"], tokens["test"]):
         print(f"        the losses of val and test are over their first {config.eval_tokens:,} (--eval-tokens)")
     print(
-        f"model:  {config.preset}, {trainer.model.n_params / 1e6:.1f}M parameters"
+        f"model:  {config.model_name()}, {trainer.model.n_params / 1e6:.1f}M parameters"
         f" ({config.n_layer} layers, {config.n_head} heads, {config.n_embd} wide, {config.block_size} tokens)"
     )
     began = f"from step {trainer.progress.step} " if trainer.progress.step else ""

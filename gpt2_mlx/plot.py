@@ -77,7 +77,7 @@ class Curve:
         if self._x == "tokens":
             return step * self._tokens_per_step
         if self._x == "time":
-            return min(self._times, key=lambda known: abs(known[0] - step))[1]
+            return min(self._times, key=lambda known: abs(known[0] - step), default=(0, 0.0))[1]
         return step
 
 

@@ -517,6 +517,7 @@ def test_the_door_serves_the_newest_run_and_ends_with_0_when_it_has_drained(tiny
         (("--checkpoint", "nowhere"), "nowhere is neither a checkpoint"),
         (("--port", "70000"), "--port is 70000; it must be at least 0 and at most 65535"),
         (("--max-queue", "0"), "--max-queue is 0; it must be at least 1"),
+        (("--quantize", "3"), "invalid choice '3' for argument '--quantize'"),
         (("--api-key", ""), "--api-key is blank"),
         (("--depth", "3"), "Unrecognized options: --depth"),
         (("--checkpoint", "broken"), "model.safetensors"),

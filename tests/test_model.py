@@ -197,3 +197,31 @@ def test_attention_with_dropout_equals_the_fused_one_as_it_vanishes(small):
 def test_impossible_shapes_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         GPT2Config(**fields)
+
+
+@pytest.mark.parametrize(("n_embd", "group_size"), [(64, 64), (96, 32)])
+@pytest.mark.parametrize("bits", [8, 4])
+def test_quantised_matrices_round_to_the_nearest_of_their_groups_levels(n_embd, group_size, bits):
+    model = GPT2(GPT2Config(block_size=5, vocab_size=7, n_layer=1, n_head=2, n_embd=n_embd))
+    before = {name: np.array(p) for name, p in tree_flatten(model.parameters())}
+    model.quantize(bits)
+    assert model.quantization == {"group_size": group_size, "bits": bits, "mode": "affine"}
+    assert model.dtype == mx.float32
+    quantised = {"wte", *(f"h.0.{name}" for name in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"))}
+    after = dict(tree_flatten(model.parameters()))
+    assert {name.removesuffix(".scales") for name in after if name.endswith(".scales")} == quantised
+    for name in before:
+        module = name.removesuffix(".weight")
+        if module not in quantised:
+            assert (np.array(after[name]) == before[name]).all(), name
+            continue
+        rounded = mx.dequantize(after[name], after[f"{module}.scales"], after[f"{module}.biases"], group_size, bits)
+        groups = before[name].reshape(-1, group_size)
+        level = (groups.max(-1) - groups.min(-1)) / (2**bits - 1)
+        error = np.abs(np.array(rounded) - before[name]).reshape(-1, group_size).max(-1)
+        assert (error < 1.1 * level).all(), name
+
+
+def test_what_cannot_be_quantised_is_named(small):
+    with pytest.raises(ValueError, match="n_embd is 12; to be quantised it must be a multiple of 32"):
+        GPT2(small).quantize(4)

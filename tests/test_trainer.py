@@ -203,7 +203,7 @@ def test_a_loss_that_is_not_finite_is_never_the_best(tmp_path):
 
 def test_a_step_that_is_not_finite_is_skipped_counted_and_told(tmp_path, capsys):
     one = trainer(tmp_path, max_steps=3, log_interval=1)
-    one.model.ln_f.bias = one.model.ln_f.bias + mx.nan
+    one.model.ln_f.weight = one.model.ln_f.weight * 1e38  # the gradients overflow
     before = weights(one)
     one.evaluate = lambda split: 1.0
     one.fit()
@@ -211,4 +211,4 @@ def test_a_step_that_is_not_finite_is_skipped_counted_and_told(tmp_path, capsys)
     assert [e["step"] for e in events if e["event"] == "skip"] == [1, 2, 3]
     assert one.progress.skipped == 3
     assert "step 2: skipped, its gradients are not finite" in capsys.readouterr().out
-    assert all(np.array_equal(p, weights(one)[name], equal_nan=True) for name, p in before.items())
+    assert all(np.array_equal(p, weights(one)[name]) for name, p in before.items())

@@ -51,7 +51,7 @@ class Engine:
         self.model = model
         self.block_size, self.vocab_size = model.config.block_size, model.config.vocab_size
         self._row_counts = _equal_row_counts(model)
-        self._cache = KVCache(model.config, n_slots, model.ln_f.weight.dtype)
+        self._cache = KVCache(model.config, n_slots, model.dtype)
         self._scheduler = Scheduler(n_slots)
         self._sequences: dict[int, Sequence] = {}
         self._in_step: list[Sequence] = []
@@ -242,7 +242,7 @@ def _equal_row_counts(model: GPT2) -> tuple[int, ...]:
     block, C = model.h[0], model.config.n_embd
     layers = [(block.attn.c_attn, C), (block.attn.c_proj, C), (block.mlp.c_fc, C), (block.mlp.c_proj, 4 * C)]
     layers.append((model.wte.as_linear, C))
-    x = mx.random.normal((1, 4 * C), key=mx.random.key(0)).astype(model.ln_f.weight.dtype)
+    x = mx.random.normal((1, 4 * C), key=mx.random.key(0)).astype(model.dtype)
     equal: list[int] = []
     expected: list[np.ndarray] = []  # what a row gets from each layer
     for n in reversed(ROW_COUNTS):

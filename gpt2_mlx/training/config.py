@@ -2,9 +2,11 @@
 
 import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from ..config import PRESETS, GPT2Config
+from ..tokenizer import VOCAB_SIZE
 
 
 @dataclass(frozen=True)
@@ -15,7 +17,8 @@ class TrainConfig:
     """What to learn from: tinyshakespeare, shakespeare, a file or a folder of files (.txt .txt.gz .jsonl .jsonl.gz
     .parquet; the last three with a field `text`), or a folder of token shards."""
     preset: Literal["auto", "tiny", "baby", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"] = "auto"
-    """Size of the model and its recipe; auto is baby on a GPU and tiny on a CPU. The README lists them."""
+    """Size of the model and its recipe; auto is baby on a GPU and tiny on a CPU. The README lists them. With
+    --init-from the weights tell the size, and the recipe is one for fine-tuning."""
     n_layer: int | None = None
     """Blocks. Default: the preset's, as for the next four."""
     n_head: int | None = None
@@ -23,13 +26,14 @@ class TrainConfig:
     n_embd: int | None = None
     """Width of a token's vector."""
     block_size: int | None = None
-    """Tokens the model can look back on, and the length of a window of training."""
+    """Tokens the model can look back on, and the length of a window of training. With --init-from, fewer than its
+    weights know crops them."""
     dropout: float | None = None
     """Probability of dropping an activation; helps where a small text is read many times."""
     init_from: str = "scratch"
-    """Weights to begin with: scratch, or a checkpoint folder."""
+    """Weights to begin with: scratch, gpt2 ... gpt2-xl, owner/name on the hub, a run or a checkpoint folder."""
     out: str | None = None
-    """Run folder. Default: checkpoints/<data>-<preset>."""
+    """Run folder. Default: checkpoints/<data>-<preset>, or <data>-<last part of --init-from>."""
     resume: bool = False
     """Go on from the run's latest checkpoint, with the settings it was started with; without one, begin."""
     max_steps: int | None = None
@@ -68,8 +72,8 @@ class TrainConfig:
     """Steps between two checkpoints. Default: eval_interval."""
     keep: int = 2
     """Checkpoints to keep beside the best one, the newest."""
-    patience: int = 0
-    """Stop after so many validations without a new best; 0 is off."""
+    patience: int | None = None
+    """Stop after so many validations without a new best; 0 is off. Default: 0, with --init-from 3."""
     device: Literal["auto", "gpu", "cpu"] = "auto"
     """Where to compute; auto takes the GPU where there is one."""
     compile: bool = True
@@ -94,23 +98,36 @@ class TrainConfig:
         if not 0 <= self.beta2 < 1:
             raise ValueError(f"--beta2 is {self.beta2}; it must be at least 0 and less than 1")
 
+    @property
+    def fine_tunes(self) -> bool:
+        """Whether it goes on from other weights."""
+        return self.init_from != "scratch"
+
+    def model_name(self, on_gpu: bool = False) -> str:
+        """What names the model: the weights to begin with, or the preset."""
+        return Path(self.init_from).name if self.fine_tunes else self._preset(on_gpu)
+
+    def _preset(self, on_gpu: bool) -> str:
+        return self.preset if self.preset != "auto" else "baby" if on_gpu else "tiny"
+
     def resolved(self, on_gpu: bool, init: GPT2Config | None = None) -> "TrainConfig":
-        """The same settings with nothing left out: defaults by preset and device.
+        """The same settings with nothing left out: defaults by preset and device, or by the weights to begin with.
 
         Args:
             on_gpu: whether a GPU computes.
-            init: the shape of the checkpoint to begin with, if any; it takes the preset's place.
+            init: the shape of the weights to begin with, if any; it takes the preset's place.
 
         Raises:
-            ValueError: a flag asks for another shape than the checkpoint's.
+            ValueError: a flag asks for a shape that the weights do not have.
         """
-        preset = self.preset if self.preset != "auto" else _preset_of(init) or ("baby" if on_gpu else "tiny")
         given = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
+        preset = self._preset(on_gpu)
         shape = {name: getattr(init or PRESETS[preset], name) for name in SHAPE}
-        for name in SHAPE:
-            if init and name != "dropout" and given.get(name, shape[name]) != shape[name]:
-                raise ValueError(f"{flag(name)} is {given[name]}, but {self.init_from} has {shape[name]}")
-        full = {**shape, **DEFAULTS[preset], **given, "preset": preset}
+        if init:
+            self._check_fits(init)
+        full = {**shape, **(fine_tuning(init) if init else DEFAULTS[preset]), **given}
+        if not self.fine_tunes:
+            full["preset"] = preset
         if self.warmup_steps is None:
             full["warmup_steps"] = min(full["warmup_steps"], full["max_steps"] // 10)
         full.setdefault("min_lr", full["learning_rate"] / 10)
@@ -118,9 +135,23 @@ class TrainConfig:
         full.setdefault("sample_interval", full["eval_interval"])
         full.setdefault("save_interval", full["eval_interval"])
         full.setdefault("dtype", "float32")
+        full.setdefault("patience", 0)
         resolved = TrainConfig(**full)
         resolved.model_config()  # raises where the shape is impossible
         return resolved
+
+    def _check_fits(self, init: GPT2Config) -> None:
+        if self.preset != "auto":
+            raise ValueError(
+                f"--preset is {self.preset}, but --init-from {self.init_from} tells the size: leave one out"
+            )
+        for name in ("n_layer", "n_head", "n_embd", "block_size"):
+            asked, there = getattr(self, name), getattr(init, name)
+            if asked not in (None, there) and not (name == "block_size" and asked < there):
+                at_most = " at most" if name == "block_size" else ""
+                raise ValueError(f"{flag(name)} is {asked}, but {self.init_from} has {there}{at_most}")
+        if init.vocab_size < VOCAB_SIZE:
+            raise ValueError(f"{self.init_from} knows {init.vocab_size} tokens, fewer than GPT-2's {VOCAB_SIZE}")
 
     def model_config(self) -> GPT2Config:
         """The model's shape, of resolved settings."""
@@ -128,14 +159,6 @@ class TrainConfig:
 
 
 SHAPE = ("n_layer", "n_head", "n_embd", "block_size", "dropout")
-
-
-def _preset_of(config: GPT2Config | None) -> str | None:
-    """The preset that has a model's width and depth."""
-    return next(
-        (name for name, p in PRESETS.items() if config and (p.n_layer, p.n_embd) == (config.n_layer, config.n_embd)),
-        None,
-    )
 
 
 def flag(name: str) -> str:
@@ -169,3 +192,15 @@ DEFAULTS = {
     "gpt2-large": _LARGE | {"learning_rate": 2.5e-4, "batch_size": 2},
     "gpt2-xl": _LARGE | {"learning_rate": 2e-4, "batch_size": 1},
 }
+
+
+def fine_tuning(init: GPT2Config) -> dict:
+    """The recipe to go on with weights: short and gentle, stopped where validation stops improving.
+
+    The peak rate is a tenth of the one that such a size is trained with from scratch.
+    """
+    size = (init.n_layer, init.n_embd)
+    preset = next((name for name, p in PRESETS.items() if (p.n_layer, p.n_embd) == size), "gpt2")
+    recipe = DEFAULTS[preset]
+    gentle = {"optimizer": "adamw", "learning_rate": recipe["learning_rate"] / 10, "weight_decay": 0.1}
+    return recipe | gentle | {"max_steps": 300, "warmup_steps": 20, "eval_interval": 25, "patience": 3}

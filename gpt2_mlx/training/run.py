@@ -49,8 +49,14 @@ def check_unchanged(config: TrainConfig, saved: TrainConfig) -> None:
             raise ValueError(f"{flag(name)} is {new}, but the run to resume was started with {old}")
 
 
-def open_run(config: TrainConfig, source: Source, run: Path) -> Trainer:
+def open_run(config: TrainConfig, source: Source, run: Path, init: Path | None = None) -> Trainer:
     """A trainer for resolved settings: new, or with --resume as its latest checkpoint left it.
+
+    Args:
+        config: resolved settings.
+        source: the text.
+        run: the run folder.
+        init: the checkpoint folder with the weights to begin with, if any.
 
     Raises:
         ValueError: the folder holds a run and --resume is not given, or what it holds does not fit.
@@ -63,10 +69,11 @@ def open_run(config: TrainConfig, source: Source, run: Path) -> Trainer:
     dataset.check_length(config.block_size)
     if resuming and _text_key(run) != dataset.key:
         raise ValueError(f"{', '.join(map(str, source.files))} is not the text that {run} began to learn from")
+    model = _model(config, init, latest if resuming else init)
     run.mkdir(parents=True, exist_ok=True)
     held = lock(run)
     remove_leftovers(run)
-    trainer = Trainer(config, _model(config, resuming), dataset, run)
+    trainer = Trainer(config, model, dataset, run)
     trainer.lock = held  # as long as there is a trainer
     if resuming:
         trainer.restore(latest.resolve())
@@ -83,12 +90,19 @@ def open_run(config: TrainConfig, source: Source, run: Path) -> Trainer:
     return trainer
 
 
-def _model(config: TrainConfig, resuming: bool) -> GPT2:
-    model = GPT2(config.model_config(), config.seed)
-    if config.init_from == "scratch" or resuming:
-        mx.eval(model.parameters())
-    else:
-        checkpoint.load_weights(checkpoint.resolve(Path(config.init_from)), model)
+def _model(config: TrainConfig, init: Path | None, like: Path | None) -> GPT2:
+    """A new model, or one with the weights of `init`; its vocabulary is as large as that of the checkpoint `like`."""
+    shape = config.model_config()
+    if like:
+        shape = dataclasses.replace(shape, vocab_size=checkpoint.read_config(like).vocab_size)
+    model = GPT2(shape, config.seed)
+    if init:
+        weights = checkpoint.load(init)
+        if weights.quantization:
+            raise ValueError(f"--init-from is {config.init_from}, which is quantised; training needs float weights")
+        weights.wpe.weight = weights.wpe.weight[: config.block_size]
+        model.update(weights.parameters())
+    mx.eval(model.parameters())
     return model
 
 

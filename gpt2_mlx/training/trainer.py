@@ -83,6 +83,9 @@ class Trainer:
 
     def _loop(self) -> None:
         config, progress = self.config, self.progress
+        if config.fine_tunes and progress.best_step is None and not progress.step:
+            self._validate()  # what the weights know before
+            self.save()
         train = self.dataset.split("train")
         loader = DataLoader(train, config.batch_size, config.block_size, config.seed, progress.position)
         batches = self._read(loader)
@@ -135,7 +138,8 @@ class Trainer:
 
     def _test(self) -> None:
         """Test and sample the weights with the best validation loss; they stay in the model."""
-        step = self.progress.best_step or self.progress.step  # none is best where no loss was finite
+        best, last = self.progress.best_step, self.progress.step
+        step = last if best is None else best  # none is best where no loss was finite
         checkpoint.load_weights(self.run / f"step-{step:08d}", self.model)
         self._report.test(step, self.evaluate("test"))
         for i in range(FINAL_SAMPLES):
