@@ -71,6 +71,12 @@ def streams(batch_size: int) -> list[mx.Stream]:
     return [mx.new_stream(mx.cpu) for _ in range(n)]
 
 
+def shards(streams: list[mx.Stream], batch_size: int) -> list[tuple[mx.Stream, slice]]:
+    """Each stream and its rows of a batch."""
+    n = batch_size // len(streams)
+    return [(stream, slice(i * n, (i + 1) * n)) for i, stream in enumerate(streams)]
+
+
 def logits_rows(vocab_size: int) -> int:
     """How many tokens' logits to hold at a time: as many as fit 26 MB on a CPU's stream, 400 MB on a GPU."""
     return max(1, (400_000_000 if on_gpu() else 26_000_000) // (4 * vocab_size))
