@@ -1,4 +1,4 @@
-"""python -m gpt2_mlx: generate, evaluate and convert models."""
+"""python -m gpt2_mlx: generate, evaluate and convert models; doctor checks the machine."""
 
 import os
 import secrets
@@ -13,6 +13,7 @@ import tyro
 import gpt2_mlx
 
 from . import checkpoint, cli, device, pretrained
+from .commands.doctor import Doctor, doctor
 from .commands.evaluate import Evaluate, evaluate
 from .generation.text import stream
 
@@ -97,7 +98,7 @@ def convert(flags: Convert) -> None:
 
 
 def main() -> None:
-    commands = {Generate: generate, Evaluate: evaluate, Convert: convert}
+    commands = {Generate: generate, Evaluate: evaluate, Convert: convert, Doctor: doctor}
     flags = cli.parse_command("python -m gpt2_mlx", {settings.__name__.lower(): settings for settings in commands})
     try:
         commands[type(flags)](flags)

@@ -20,12 +20,14 @@ WINGS = {
     "serving": ["serving." + x for x in ("config", "errors", "schemas", "stream", "async_engine", "telemetry")]
     + ["serving." + x for x in ("choice", "completions", "app", "server")],
 }
+WINGS["doctor"] = [f"doctor.{name}" for name in ("reference", "chips", "finding", "checks", "speed", "examination")]
 REACH = {
     "generation": ["generation"],
     "training": ["generation", "training"],
     "serving": ["generation", "serving"],
+    "doctor": ["generation", "training", "doctor"],
 }
-ROOT = ["__init__", "__main__", "commands.evaluate"]  # the public face may import all
+ROOT = ["__init__", "__main__", "commands.evaluate", "commands.doctor"]  # the public face may import all
 
 
 def modules() -> list[str]:
