@@ -1,4 +1,4 @@
-"""python -m gpt2_mlx: generate goes on with a text in the terminal, convert writes a model's folder anew."""
+"""python -m gpt2_mlx: generate, evaluate and convert models; doctor checks the machine."""
 
 import os
 import secrets
@@ -13,6 +13,8 @@ import tyro
 import gpt2_mlx
 
 from . import checkpoint, cli, device, pretrained
+from .commands.doctor import Doctor, doctor
+from .commands.evaluate import Evaluate, evaluate
 from .generation.text import stream
 
 
@@ -96,10 +98,10 @@ def convert(flags: Convert) -> None:
 
 
 def main() -> None:
-    commands = {"generate": Generate, "convert": Convert}
-    flags = cli.parse_command("python -m gpt2_mlx", commands)
+    commands = {Generate: generate, Evaluate: evaluate, Convert: convert, Doctor: doctor}
+    flags = cli.parse_command("python -m gpt2_mlx", {settings.__name__.lower(): settings for settings in commands})
     try:
-        generate(flags) if isinstance(flags, Generate) else convert(flags)
+        commands[type(flags)](flags)
     except BrokenPipeError:  # `| head`: nobody reads on
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(0) from None

@@ -1,8 +1,11 @@
 """Which device this machine offers and what follows from it; the one file that asks what machine this is."""
 
 import ctypes
+import importlib.metadata
 import os
 import platform
+import shutil
+import subprocess
 import sys
 
 import mlx.core as mx
@@ -71,6 +74,12 @@ def streams(batch_size: int) -> list[mx.Stream]:
     return [mx.new_stream(mx.cpu) for _ in range(n)]
 
 
+def shards(streams: list[mx.Stream], batch_size: int) -> list[tuple[mx.Stream, slice]]:
+    """Each stream and its rows of a batch."""
+    n = batch_size // len(streams)
+    return [(stream, slice(i * n, (i + 1) * n)) for i, stream in enumerate(streams)]
+
+
 def logits_rows(vocab_size: int) -> int:
     """How many tokens' logits to hold at a time: as many as fit 26 MB on a CPU's stream, 400 MB on a GPU."""
     return max(1, (400_000_000 if on_gpu() else 26_000_000) // (4 * vocab_size))
@@ -120,3 +129,52 @@ def _tanh_vjp(x, cotangent, y):
 def peak_memory_gb() -> float:
     """The most memory MLX's arrays have taken so far, in GB of 10^9 bytes."""
     return mx.get_peak_memory() / 1e9
+
+
+def memory_gb() -> float | None:
+    """The machine's memory in GB of 10^9 bytes, a GPU's own where it has its own; None where nobody tells."""
+    info = mx.device_info()
+    known = next((info[key] for key in ("total_memory", "memory_size") if key in info), None)
+    try:
+        return (known or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")) / 1e9
+    except (ValueError, OSError):
+        return None
+
+
+def chip() -> str | None:
+    """The GPU's name, such as "Apple M3 Max"; None on a CPU."""
+    return mx.device_info().get("device_name") if on_gpu() else None
+
+
+def facts() -> dict[str, str | float | None]:
+    """What machine this is, for a report."""
+    return {
+        "device": f"{mx.device_info().get('device_name', platform.machine())}, {'GPU' if on_gpu() else 'CPU'}",
+        "system": platform.platform(),
+        "cpu_cores": cpu_count(),
+        "memory_gb": memory_gb() and round(memory_gb(), 1),
+        "blas": blas.name(),
+        "compiler": _compiler(),
+    }
+
+
+def _compiler() -> str:
+    """The C++ compiler that mx.compile fuses with on a CPU."""
+    path = shutil.which("g++")
+    if path is None:
+        return "none" if on_gpu() else "none (without g++ mx.compile fuses nothing on a CPU)"
+    try:
+        return subprocess.run([path, "--version"], capture_output=True, text=True, timeout=20).stdout.splitlines()[0]
+    except (OSError, subprocess.SubprocessError, IndexError) as error:
+        return f"{path}, which does not run: {error}"
+
+
+def versions(*more: str) -> dict[str, str]:
+    """The versions of Python and of the packages that results follow from, and of `more` that are there."""
+    found = {"python": platform.python_version()}
+    for name in ("mlx", "numpy", "tiktoken", *more):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

@@ -131,7 +131,7 @@ def test_the_order_is_the_one_of_runs_that_are_under_way():
 def test_evaluation_counts_each_target_once(n, batch_size, block_size):
     tokens = np.arange(n, dtype=np.uint16)
     seen = []
-    for i, (inputs, targets) in enumerate(evaluation_batches(tokens, batch_size, block_size, ignore=-1)):
+    for i, (inputs, targets) in enumerate(evaluation_batches(tokens, batch_size, block_size, block_size, ignore=-1)):
         assert inputs.shape == targets.shape == (batch_size, block_size)
         counts = targets >= 0
         assert (targets[counts] == inputs[counts] + 1).all()
@@ -139,3 +139,24 @@ def test_evaluation_counts_each_target_once(n, batch_size, block_size):
         assert (inputs - np.arange(block_size) == first)[counts].all()  # consecutive windows, from the start
         seen.extend(targets[counts])
     assert seen == list(range(1, n))
+
+
+@given(st.integers(2, 300), st.integers(1, 5), st.integers(1, 17), st.data())
+def test_with_a_stride_each_target_counts_once_with_the_context_that_is_promised(n, batch_size, block_size, data):
+    stride = data.draw(st.integers(1, block_size))
+    seen = []
+    for inputs, targets in evaluation_batches(np.arange(n, dtype=np.uint16), batch_size, block_size, stride, ignore=-1):
+        counts = targets >= 0
+        assert (targets[counts] == inputs[counts] + 1).all()
+        rows, places = np.nonzero(counts)
+        begins_the_text = inputs[rows, 0] == 0
+        assert (begins_the_text | (places + 1 > block_size - stride)).all()
+        assert (inputs[rows, 0] + places == inputs[rows, places]).all()  # what lies before is the text itself
+        seen.extend(targets[counts])
+    assert seen == list(range(1, n))
+
+
+def test_a_split_can_be_all_of_the_text():
+    dataset = TokenDataset(np.arange(100, dtype=np.uint16))
+    assert len(dataset.split("test")) == 10
+    assert (dataset.split("all") == dataset.tokens).all()

@@ -120,7 +120,9 @@ def test_rows_decoded_together_have_the_same_bits(width):
 
 def test_prompts_of_one_shape_are_read_together_on_a_gpu(model, monkeypatch):
     monkeypatch.setattr(device, "on_gpu", lambda: True)  # its path, on this machine's kernels
-    asked = [([i] + [7, 11, 13] * n, SamplingParams(max_tokens=5, temperature=0)) for i, n in enumerate([6, 7, 6, 20, 90])]
+    asked = [
+        ([i] + [7, 11, 13] * n, SamplingParams(max_tokens=5, temperature=0)) for i, n in enumerate([6, 7, 6, 20, 90])
+    ]
     expected = [alone(model, *request) for request in asked]
     engine, shapes = Engine(model, 8), []
     hidden, engine.model.hidden = engine.model.hidden, lambda t, **k: (shapes.append(t.shape), hidden(t, **k))[1]

@@ -13,15 +13,19 @@ FLOOR_0 = ["blas", "files", "config", "device", "tokenizer", "metrics", "cli"]
 FLOOR_1 = ["model", "kv_cache", "layout", "checkpoint", "pretrained", "plot"]
 WINGS = {
     "generation": [f"generation.{name}" for name in ("scheduler", "sampling", "engine", "text")],
-    "training": [
-        f"training.{name}"
-        for name in ("config", "documents", "shards", "text", "data", "loss", "optim", "report", "trainer", "run")
-    ],
+    "training": ["training." + x for x in ("config", "documents", "shards", "text", "data", "loss", "optim")]
+    + ["training." + x for x in ("evaluation", "hellaswag", "report", "trainer", "run")],
     "serving": ["serving." + x for x in ("config", "errors", "schemas", "stream", "async_engine", "telemetry")]
     + ["serving." + x for x in ("choice", "completions", "app", "server")],
 }
-REACH = {"generation": ["generation"], "training": ["generation", "training"], "serving": ["generation", "serving"]}
-ROOT = ["__init__", "__main__"]  # the public face may import all
+WINGS["doctor"] = [f"doctor.{name}" for name in ("reference", "chips", "finding", "checks", "speed", "examination")]
+REACH = {
+    "generation": ["generation"],
+    "training": ["generation", "training"],
+    "serving": ["generation", "serving"],
+    "doctor": ["generation", "training", "doctor"],
+}
+ROOT = ["__init__", "__main__", "commands.evaluate", "commands.doctor"]  # the public face may import all
 
 
 def modules() -> list[str]:

@@ -2,10 +2,10 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
-import reference
 from mlx.utils import tree_flatten, tree_map
 
 from gpt2_mlx.config import PRESETS, GPT2Config
+from gpt2_mlx.doctor import reference
 from gpt2_mlx.model import GPT2, dropout, gelu
 from gpt2_mlx.training.loss import cross_entropy
 

@@ -48,7 +48,9 @@ class TokenDataset:
             return TokenDataset(*shards.read(folder))
 
     def split(self, name: str) -> shards.Tokens | np.ndarray:
-        """The tokens of "train", "val" or "test"."""
+        """The tokens of "train", "val" or "test"; of "all" of them."""
+        if name == "all":
+            return self.tokens
         borders = [0, len(self.tokens) * 8 // 10, len(self.tokens) * 9 // 10, len(self.tokens)]
         i = SPLITS.index(name)
         return self.tokens[borders[i] : borders[i + 1]]
@@ -115,16 +117,21 @@ class DataLoader:
         return offset, order
 
 
-def evaluation_batches(tokens: shards.Tokens | np.ndarray, batch_size: int, block_size: int, ignore: int):
+def evaluation_batches(tokens: shards.Tokens | np.ndarray, batch_size: int, block_size: int, stride: int, ignore: int):
     """Yield tokens and targets, both (batch_size, block_size) int32, that hold each target of a split once.
 
-    The windows follow each other; what is missing in the last, ragged ones has the target `ignore`.
+    Windows of block_size begin every `stride` tokens. The first counts whole, a later one its last `stride` targets, so
+    that each of these is predicted from more than block_size - stride tokens. What does not count has the target
+    `ignore`: targets of the window before, and what the last, ragged windows lack.
     """
     n = len(tokens) - 1  # targets
-    size = batch_size * block_size
-    for start in range(0, n, size):
-        count = min(size, n - start)
-        inputs, targets = np.zeros(size, np.int32), np.full(size, ignore, np.int32)
-        part = np.asarray(tokens[start : start + count + 1])
-        inputs[:count], targets[:count] = part[:-1], part[1:]
-        yield inputs.reshape(batch_size, block_size), targets.reshape(batch_size, block_size)
+    n_windows = 1 + -(-max(0, n - block_size) // stride)
+    for first in range(0, n_windows, batch_size):
+        shape = (batch_size, block_size)
+        inputs, targets = np.zeros(shape, np.int32), np.full(shape, ignore, np.int32)
+        for row, window in enumerate(range(first, min(first + batch_size, n_windows))):
+            part = np.asarray(tokens[window * stride : window * stride + block_size + 1])
+            count, seen = len(part) - 1, block_size - stride if window else 0
+            inputs[row, :count] = part[:-1]
+            targets[row, seen:count] = part[seen + 1 :]
+        yield inputs, targets

@@ -1,9 +1,7 @@
 """Opening a run: from settings to a trainer that is ready, in a run folder that says how it was made."""
 
 import dataclasses
-import importlib.metadata
 import json
-import platform
 from pathlib import Path
 
 import mlx.core as mx
@@ -120,6 +118,5 @@ def _facts(trainer: Trainer, source: Source) -> dict:
         "n_params": trainer.model.n_params,
         "device": device.description(),
         "dtype": trainer.config.dtype,
-        "versions": {"python": platform.python_version()}
-        | {name: importlib.metadata.version(name) for name in ("mlx", "numpy", "tiktoken")},
+        "versions": device.versions(),
     }

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import mlx.core as mx
 from mlx.utils import tree_map
-from tqdm import tqdm
 
 from .. import checkpoint, device, tokenizer
 from ..generation.text import generate
@@ -16,7 +15,8 @@ from ..model import GPT2
 from . import optim
 from .config import TrainConfig
 from .data import DataLoader, TokenDataset, evaluation_batches
-from .loss import IGNORE, cross_entropy, cross_entropy_value
+from .evaluation import Evaluator
+from .loss import IGNORE, cross_entropy
 from .report import Report
 
 SAMPLE_PROMPT = "The course of true love never did run smooth."
@@ -57,11 +57,11 @@ class Trainer:
         self._saved_step = 0
         self._encoding = tokenizer.load()
         self._streams = device.streams(config.batch_size)
+        self._evaluator = Evaluator(model, self._streams, config.compile)
         state = [model.state, self.optimizer.state]
         if config.compile:
             self._gradients = mx.compile(self._gradients, inputs=state[:1])
             self._update = mx.compile(self._update, inputs=state, outputs=state)
-            self._evaluate_batch = mx.compile(self._evaluate_batch, inputs=state[:1])
 
     def fit(self) -> str:
         """Train to the end and return its reason: "max_steps", "patience" or what `stop_reason` was set to."""
@@ -171,12 +171,8 @@ class Trainer:
         tokens = self.dataset.split(split)
         if config.eval_tokens:
             tokens = tokens[: config.eval_tokens + 1]  # the first is no target
-        total, count = 0.0, 0
-        batches = evaluation_batches(tokens, config.batch_size, config.block_size, IGNORE)
-        for batch in tqdm(batches, desc=split, unit="batch", leave=False, disable=None):
-            loss, n = self._evaluate_batch(*map(mx.array, batch))
-            mx.eval(loss, n)
-            total, count = total + loss.item(), count + int(n.item())
+        T = config.block_size
+        total, count = self._evaluator.sums(evaluation_batches(tokens, config.batch_size, T, T, IGNORE), split)
         return total / count
 
     def save(self) -> None:
@@ -228,18 +224,9 @@ class Trainer:
         mean = tree_map(lambda g: g / count, gradients)
         return optim.guarded_update(self.model, self.optimizer, mean, rate, self.config.grad_clip)
 
-    def _evaluate_batch(self, tokens: mx.array, targets: mx.array) -> tuple[mx.array, mx.array]:
-        parts = []
-        for stream, rows, _ in self._shards(len(tokens), mx.random.key(0)):
-            with mx.stream(stream):
-                hidden = self.model.hidden(tokens[rows])
-                parts.append(cross_entropy_value(hidden, self.model.wte.weight, targets[rows]))
-        return sum(loss for loss, _ in parts), sum(count for _, count in parts)
-
     def _shards(self, batch_size: int, key: mx.array):
-        n = batch_size // len(self._streams)
-        for i, (stream, part_key) in enumerate(zip(self._streams, mx.random.split(key, len(self._streams)))):
-            yield stream, slice(i * n, (i + 1) * n), part_key
+        parts = device.shards(self._streams, batch_size)
+        return [(*part, part_key) for part, part_key in zip(parts, mx.random.split(key, len(parts)))]
 
     def _key(self, micro_step: int) -> mx.array:
         """What the dropout of a micro-batch follows from: the seed and its number, nothing that needs saving."""
