@@ -16,8 +16,8 @@ WINGS = {
     "training": [
         f"training.{name}" for name in ("config", "text", "data", "loss", "optim", "report", "trainer", "run")
     ],
-    "serving": ["serving." + x for x in ("config", "errors", "schemas", "stream", "async_engine", "telemetry")]
-    + ["serving." + x for x in ("choice", "completions", "app", "server")],
+    "serving": ["serving." + x for x in ("config", "errors", "schemas", "stream", "engines", "async_engine", "watch")]
+    + ["serving." + x for x in ("telemetry", "run", "choice", "completions", "app", "server")],
 }
 REACH = {"generation": ["generation"], "training": ["generation", "training"], "serving": ["generation", "serving"]}
 ROOT = ["__init__", "__main__"]  # the public face may import all

@@ -1,5 +1,6 @@
 """The engine: continuous batching of sequences over one model and one cache. A step is schedule, run, postprocess."""
 
+import itertools
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -12,6 +13,7 @@ from .sampling import penalised, sample, uniform
 from .scheduler import PIECE, SamplingParams, Scheduler, Sequence, Status
 
 WIDTHS = (16, 32, 64, 128, PIECE)  # a prompt's piece is padded to one of these
+_ids = itertools.count()  # of sequences: no two of a process are the same, whatever their engine
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,6 @@ class Engine:
         self._scheduler = Scheduler(n_slots)
         self._sequences: dict[int, Sequence] = {}
         self._in_step: list[Sequence] = []
-        self._next_id = 0
 
     def add(self, prompt: list[int], params: SamplingParams) -> int:
         """Queue a sequence and return its id.
@@ -66,8 +67,7 @@ class Engine:
         for token in (*prompt, *params.logit_bias):
             if not 0 <= token < self.vocab_size:
                 raise ValueError(f"token {token} is out of range; it must lie in [0, {self.vocab_size - 1}]")
-        sequence = Sequence(self._next_id, list(prompt), params, self.block_size)
-        self._next_id += 1
+        sequence = Sequence(next(_ids), list(prompt), params, self.block_size)
         self._sequences[sequence.id] = sequence
         self._scheduler.add(sequence)
         return sequence.id

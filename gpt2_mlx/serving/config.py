@@ -11,6 +11,8 @@ class ServeConfig:
 
     checkpoint: Path | None = None
     """What to serve: a run or a checkpoint folder. Default: the newest run under checkpoints/."""
+    watch: bool = False
+    """Go over to a new best checkpoint of the run while it is training; what was begun ends on the old one."""
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 opens the server to the network."""
     port: int = 5001
