@@ -7,7 +7,7 @@ from pathlib import Path
 
 from gpt2_mlx import checkpoint, cli, device, tokenizer
 from gpt2_mlx.generation.engine import Engine
-from gpt2_mlx.serving import app
+from gpt2_mlx.serving import app, pages
 from gpt2_mlx.serving.async_engine import AsyncEngine
 from gpt2_mlx.serving.completions import Service
 from gpt2_mlx.serving.config import ServeConfig
@@ -31,7 +31,7 @@ def main() -> None:
     engine = AsyncEngine(lambda: build_engines(config, served), config.max_queue, telemetry.batch_size.observe)
     telemetry.watch(engine)
     service = Service(engine, tokenizer.load(), telemetry, Run(path), config.api_key, config.watch)
-    web = app.build(service, config.cors_origin)
+    web = app.build(service, config.cors_origin, pages.routes())
     server = Server(web, config.drain_seconds, lambda: engine.drain(config.drain_seconds))
     with listen(config.host, config.port) as listener:
         print(f"serving {folder} on {config.host}, port {listener.getsockname()[1]}", flush=True)

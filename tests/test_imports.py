@@ -17,7 +17,8 @@ WINGS = {
         f"training.{name}" for name in ("config", "text", "data", "loss", "optim", "report", "trainer", "run")
     ],
     "serving": ["serving." + x for x in ("config", "errors", "schemas", "stream", "engines", "async_engine", "watch")]
-    + ["serving." + x for x in ("telemetry", "run", "choice", "completions", "app", "server")],
+    + ["serving." + x for x in ("telemetry", "run", "choice", "completions", "app", "server")]
+    + ["serving." + x for x in ("answers", "openapi", "docs", "pages")],
 }
 REACH = {"generation": ["generation"], "training": ["generation", "training"], "serving": ["generation", "serving"]}
 ROOT = ["__init__", "__main__"]  # the public face may import all
