@@ -106,6 +106,12 @@ def resolve(path: Path) -> Path:
     raise ValueError(f"{path} is neither a checkpoint (no config.json) nor a run with one")
 
 
+def step(name: str) -> int | None:
+    """The step in the name of a run's checkpoint, "step-00000300"; None for other names."""
+    number = name.removeprefix("step-")
+    return int(number) if number != name and number.isdecimal() else None
+
+
 def newest_run(folder: Path, file: str = "latest/config.json") -> Path:
     """The run below a folder whose `file` is the newest; by default the one that saved a checkpoint last.
 

@@ -15,8 +15,9 @@ WINGS = {
     "generation": [f"generation.{name}" for name in ("scheduler", "sampling", "engine", "text")],
     "training": ["training." + x for x in ("config", "documents", "shards", "text", "data", "loss", "optim")]
     + ["training." + x for x in ("evaluation", "hellaswag", "report", "trainer", "run")],
-    "serving": ["serving." + x for x in ("config", "errors", "schemas", "stream", "async_engine", "telemetry")]
-    + ["serving." + x for x in ("choice", "completions", "app", "server")],
+    "serving": ["serving." + x for x in ("config", "errors", "schemas", "stream", "engines", "async_engine", "watch")]
+    + ["serving." + x for x in ("telemetry", "run", "choice", "completions", "app", "server")]
+    + ["serving." + x for x in ("answers", "openapi", "docs", "pages")],
 }
 WINGS["doctor"] = [f"doctor.{name}" for name in ("reference", "chips", "finding", "checks", "speed", "examination")]
 REACH = {

@@ -1,7 +1,7 @@
 """The engine: continuous batching of sequences over one model and one cache. A step is schedule, run, postprocess."""
 
+import itertools
 from dataclasses import dataclass
-from itertools import groupby
 
 import mlx.core as mx
 import numpy as np
@@ -14,6 +14,7 @@ from .scheduler import PIECE, SamplingParams, Scheduler, Sequence, Status
 
 ROW_COUNTS = (1, 2, 4, 8, 16, 32)  # rows decoded in one pass, padding included
 WIDTHS = (8, 16, 24, 32, 48, 64, 96, 128, 192, PIECE)  # a prompt's piece is padded to one of these
+_ids = itertools.count()  # of sequences: no two of a process are the same, whatever their engine
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,6 @@ class Engine:
         self._scheduler = Scheduler(n_slots)
         self._sequences: dict[int, Sequence] = {}
         self._in_step: list[Sequence] = []
-        self._next_id = 0
 
     def add(self, prompt: list[int], params: SamplingParams) -> int:
         """Queue a sequence and return its id.
@@ -68,10 +68,9 @@ class Engine:
         for token in (*prompt, *params.logit_bias):
             if not 0 <= token < self.vocab_size:
                 raise ValueError(f"token {token} is out of range; it must lie in [0, {self.vocab_size - 1}]")
-        sequence = Sequence(self._next_id, list(prompt), params, self.block_size)
+        sequence = Sequence(next(_ids), list(prompt), params, self.block_size)
         if params.prompt_logprobs:
             sequence.noted_prompt.append(Token(sequence.context[0]))
-        self._next_id += 1
         self._sequences[sequence.id] = sequence
         self._scheduler.add(sequence)
         return sequence.id
@@ -164,7 +163,7 @@ class Engine:
         sequences = [s for s in sequences if s.params.max_tokens]
         if not sequences:
             return outputs
-        groups = groupby(sequences, lambda s: s.slot // self._row_counts[-1])
+        groups = itertools.groupby(sequences, lambda s: s.slot // self._row_counts[-1])
         logits = mx.concatenate([self._next_logits(list(group)) for _, group in groups])  # (B, V)
         log_p = logits - mx.logsumexp(logits, axis=-1, keepdims=True)  # computed where it is asked for
         draws = [uniform(s.params.seed, len(s.generated)) for s in sequences]

@@ -10,6 +10,8 @@ class ServeConfig:
 
     checkpoint: str | None = None
     """Run, checkpoint folder, gpt2 ... gpt2-xl, or owner/name on the hub. Default: the newest run in checkpoints/."""
+    watch: bool = False
+    """Go over to a new best checkpoint of the run while it is training; what was begun ends on the old one."""
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 opens the server to the network."""
     port: int = 5001
