@@ -2,34 +2,44 @@
 
 import signal
 import sys
+import threading
 from pathlib import Path
 
-from gpt2_mlx import checkpoint, cli, device, tokenizer
+from gpt2_mlx import checkpoint, cli, device, pretrained, tokenizer
 from gpt2_mlx.generation.engine import Engine
-from gpt2_mlx.serving import app
+from gpt2_mlx.serving import app, pages
 from gpt2_mlx.serving.async_engine import AsyncEngine
 from gpt2_mlx.serving.completions import Service
 from gpt2_mlx.serving.config import ServeConfig
+from gpt2_mlx.serving.engines import Engines
+from gpt2_mlx.serving.run import Run
 from gpt2_mlx.serving.server import Server, listen
 from gpt2_mlx.serving.telemetry import Telemetry, configure_logging
+from gpt2_mlx.serving.watch import watch
 
 
 def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until the server has begun
     config = cli.parse(ServeConfig)
-    path = config.checkpoint or checkpoint.newest_run(Path("checkpoints"))
-    folder = checkpoint.resolve(path)
+    source = config.checkpoint or checkpoint.newest_run(Path("checkpoints"))
+    folder = pretrained.find(source)
+    path = Path(source) if Path(source).exists() else folder  # a hub's model is where it was fetched to
+    if config.watch and folder == path:
+        raise ValueError(f"--watch is on, but {path} is a checkpoint; it must be a run, whose best one can change")
+    served = folder.resolve()  # what `best` points to may change at any time
     configure_logging(config.log_format)
     telemetry = Telemetry()
-    engine = AsyncEngine(lambda: build_engine(config, folder), config.max_queue, telemetry.batch_size.observe)
+    engine = AsyncEngine(lambda: build_engines(config, served), config.max_queue, telemetry.batch_size.observe)
     telemetry.watch(engine)
-    service = Service(engine, tokenizer.load(), telemetry, path.resolve().name, config.api_key)
-    server = Server(
-        app.build(service, config.cors_origin), config.drain_seconds, lambda: engine.drain(config.drain_seconds)
-    )
+    run = Run(path, Path(source).resolve().name)
+    service = Service(engine, tokenizer.load(), telemetry, run, config.api_key, config.watch)
+    web = app.build(service, config.cors_origin, pages.routes())
+    server = Server(web, config.drain_seconds, lambda: engine.drain(config.drain_seconds))
     with listen(config.host, config.port) as listener:
         print(f"serving {folder} on {config.host}, port {listener.getsockname()[1]}", flush=True)
         engine.start(on_failure=lambda: setattr(server, "should_exit", True))
+        if config.watch:
+            threading.Thread(target=watch, args=(path, served, engine, threading.Event()), daemon=True).start()
         try:
             server.run(sockets=[listener])
         finally:
@@ -38,10 +48,14 @@ def main() -> None:
         raise engine.failure
 
 
-def build_engine(config: ServeConfig, folder: Path) -> Engine:
-    """Load the model and its engine, in the thread that will own them."""
+def build_engines(config: ServeConfig, folder: Path) -> Engines:
+    """Load the model and its engine, in the thread that will own them and those to come."""
     device.select(config.device)
-    return Engine(checkpoint.load(folder, config.dtype), config.max_batch_size)
+
+    def load(folder: Path) -> Engine:
+        return Engine(checkpoint.load(folder, config.dtype, config.quantize), config.max_batch_size)
+
+    return Engines(load, folder)
 
 
 if __name__ == "__main__":

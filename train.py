@@ -5,7 +5,7 @@ import shlex
 import signal
 from pathlib import Path
 
-from gpt2_mlx import checkpoint, cli, device, plot
+from gpt2_mlx import cli, device, plot
 from gpt2_mlx.training import plan, ranks, run, text
 from gpt2_mlx.training.config import TrainConfig
 from gpt2_mlx.training.trainer import Trainer
@@ -16,7 +16,7 @@ def main() -> None:
     flags = cli.parse(TrainConfig)
     on_gpu = device.select(flags.device) == "gpu"
     source = None if flags.out else text.find(flags.data)
-    folder = Path(flags.out or f"checkpoints/{source.name}-{flags.resolved(on_gpu).preset}")
+    folder = Path(flags.out or f"checkpoints/{source.name}-{flags.model_name(on_gpu)}")
     saved = run.saved_settings(folder) if flags.resume else None
     if saved:
         flags = cli.parse(TrainConfig, default=saved)  # the flags given now override those of then
@@ -27,9 +27,8 @@ def main() -> None:
     if source.note:
         print(f"NOTE: {source.note}")
         flags = dataclasses.replace(flags, data=source.name)
-    from_scratch = saved or flags.init_from == "scratch"
-    init = None if from_scratch else checkpoint.read_config(checkpoint.resolve(Path(flags.init_from)))
-    config = flags.resolved(on_gpu, init, ranks.size())
+    init, shape = run.find_init(flags, folder)
+    config = flags.resolved(on_gpu, shape, ranks.size())
     if saved:
         run.check_unchanged(config, saved)
     config = plan.fit(config, given=bool(saved or flags.batch_size), processes=ranks.size())
@@ -37,7 +36,7 @@ def main() -> None:
     if config.plan:
         print(plan.report(config, ranks.size()))
         return
-    trainer = run.open_run(config, source, folder)
+    trainer = run.open_run(config, source, folder, init)
     greet(trainer, source)
     stop_on_signals(trainer)
     device.keep_awake()
@@ -55,8 +54,10 @@ def greet(trainer: Trainer, source: text.Source) -> None:
     config, tokens = trainer.config, {name: len(trainer.dataset.split(name)) for name in ("train", "val", "test")}
     print(f"device: {device.description()}" + f", {ranks.size()} processes" * (ranks.size() > 1))
     print(f"text:   {source.name}, {' + '.join(f'{n:,} {name}' for name, n in tokens.items())} tokens")
+    if 0 < config.eval_tokens < max(tokens["val"], tokens["test"]):
+        print(f"        the losses of val and test are over their first {config.eval_tokens:,} (--eval-tokens)")
     print(
-        f"model:  {config.preset}, {trainer.model.n_params / 1e6:.1f}M parameters"
+        f"model:  {config.model_name()}, {trainer.model.n_params / 1e6:.1f}M parameters"
         f" ({config.n_layer} layers, {config.n_head} heads, {config.n_embd} wide, {config.block_size} tokens)"
     )
     began = f"from step {trainer.progress.step} " if trainer.progress.step else ""

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import tiktoken
 
-from . import checkpoint
+from . import checkpoint, pretrained
 from . import tokenizer as _tokenizer
 from .config import GPT2Config
 from .generation.text import generate, stream
@@ -24,10 +24,15 @@ from .model import GPT2
 __all__ = ["GPT2", "GPT2Config", "generate", "load", "stream"]
 
 
-def load(path: str | Path) -> tuple[GPT2, tiktoken.Encoding]:
-    """The model and the tokenizer of a run (its best checkpoint) or of a checkpoint folder.
+def load(source: str | Path, dtype: str = "float32", quantize: int | None = None) -> tuple[GPT2, tiktoken.Encoding]:
+    """The model and the tokenizer of a run (its best checkpoint), a checkpoint folder, or a hub model.
+
+    Args:
+        source: a path; gpt2, gpt2-medium, gpt2-large, gpt2-xl; or owner/name on the Hugging Face hub.
+        dtype: what to compute in: "float32", "bfloat16" or "float16".
+        quantize: 8 or 4 bits a weight.
 
     Raises:
-        ValueError: there is none, or it is broken; the message names what is.
+        ValueError: there is none, it cannot be fetched, or it is broken; the message names what is.
     """
-    return checkpoint.load(checkpoint.resolve(Path(path))), _tokenizer.load()
+    return checkpoint.load(pretrained.find(source), dtype, quantize), _tokenizer.load()

@@ -1,30 +1,21 @@
-"""Save and load a checkpoint folder: the Hugging Face GPT-2 layout, and beside it what only training needs.
-
-`config.json` and `model.safetensors` are laid out as in `openai-community/gpt2`: tensors without a prefix, the four
-projections of a block stored (in, out), the head left out since it is tied to `wte.weight`.
-"""
+"""Save and load a checkpoint folder: config.json and model.safetensors, and beside them what only training needs."""
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import mlx.core as mx
+import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
-from . import tokenizer
+from . import layout, tokenizer
 from .config import GPT2Config
 from .files import link, new_folder, remove_folder
-from .model import GPT2, LAYER_NORM_EPSILON
+from .model import GPT2
 
-# Fields of config.json that change the mathematics, and the values that mean GPT-2's.
-_ALLOWED = {
-    "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
-    "layer_norm_epsilon": (LAYER_NORM_EPSILON,),
-    "tie_word_embeddings": (True,),
-    "scale_attn_weights": (True,),
-    "scale_attn_by_inverse_layer_idx": (False,),
-}
-_STORED_IN_OUT = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 def save(folder: Path, model: GPT2, optimizer_state: dict | None = None, state: dict | None = None) -> None:
@@ -37,10 +28,8 @@ def save(folder: Path, model: GPT2, optimizer_state: dict | None = None, state: 
         state: what else a resumed run needs, stored as state.json.
     """
     with new_folder(folder) as aside:
-        weights = {name: _transposed(name, array) for name, array in tree_flatten(model.parameters())}
-        _write_arrays(aside / "model.safetensors", weights)
-        dtype = str(model.wte.weight.dtype).removeprefix("mlx.core.")
-        _write_json(aside / "config.json", hf_config(model.config) | {"torch_dtype": dtype})
+        _write_arrays(aside / "model.safetensors", layout.tensors(model))
+        _write_json(aside / "config.json", layout.config_fields(model))
         _write_json(aside / "generation_config.json", {"bos_token_id": tokenizer.EOT, "eos_token_id": tokenizer.EOT})
         _write_json(
             aside / "tokenizer_config.json",
@@ -55,38 +44,53 @@ def save(folder: Path, model: GPT2, optimizer_state: dict | None = None, state: 
             _write_json(aside / "state.json", state)
 
 
-def load(folder: Path, dtype: str = "float32") -> GPT2:
-    """The model of a checkpoint folder, its weights evaluated, in "float32", "bfloat16" or "float16".
+def load(folder: Path, dtype: str | None = "float32", quantize: int | None = None) -> GPT2:
+    """The model of a checkpoint folder, its weights evaluated.
+
+    Args:
+        folder: where config.json is, and model.safetensors or its shards and their index.
+        dtype: one of `DTYPES`; None: as it is stored.
+        quantize: 8 or 4 bits a weight.
 
     Raises:
-        ValueError: a file is missing or broken, or the tensors are not exactly those of the configuration; the
-            message names them.
+        ValueError: a file is missing or broken, the tensors are not exactly those of the configuration, or hold values
+            that are not finite; the message names them.
     """
-    config = read_config(folder)
-    model = GPT2(config)
-    load_weights(folder, model)
-    model.set_dtype(getattr(mx, dtype))
+    if dtype not in (*DTYPES, None):
+        raise ValueError(f"dtype is {dtype!r}; allowed: {', '.join(DTYPES)}")
+    config, stored = read_config(folder), _read_tensors(folder)
+    with _named(folder / "config.json"):
+        quantization = layout.read_quantization(_read_json(folder / "config.json"))
+        if config.n_layer > len(stored):  # before so many layers are made
+            raise ValueError(f"n_layer is {config.n_layer}, but there are {len(stored)} tensors")
+        model = GPT2(config)
+        if quantization:
+            scales = {name.removeprefix("model.") for name in stored if name.endswith(".scales")}
+            if "h.0.attn.c_attn.scales" not in scales:
+                raise ValueError(f"quantization is {quantization}, but h.0.attn.c_attn has no scales")
+            nn.quantize(model, **quantization, class_predicate=lambda name, _: f"{name}.scales" in scales)
+    _fill(model, folder, stored)
+    if dtype:
+        model.set_dtype(getattr(mx, dtype))
+    if quantize:
+        with _named(folder):
+            model.quantize(quantize)
     mx.eval(model.parameters())
     return model
 
 
 def load_weights(folder: Path, model: GPT2) -> None:
     """Put a checkpoint's weights into a model of the same shape. Raises as `load`."""
-    path = folder / "model.safetensors"
-    weights = {name: _transposed(name, array) for name, array in _read_arrays(path).items()}
-    expected = {name: array.shape for name, array in tree_flatten(model.parameters())}
-    check_tensors(path, {name: array.shape for name, array in weights.items()}, expected)
-    model.update(tree_unflatten(list(weights.items())))
-    mx.eval(model.parameters())
+    _fill(model, folder, _read_tensors(folder))
 
 
 def load_training(folder: Path, optimizer_state: dict) -> tuple[dict, dict]:
     """The optimizer's state, a tree like `optimizer_state`, and the content of state.json. Raises as `load`."""
     path = folder / "optimizer.safetensors"
     arrays = _read_arrays(path)
-    expected = {name: array.shape for name, array in tree_flatten(optimizer_state)}
-    check_tensors(path, {name: array.shape for name, array in arrays.items()}, expected)
-    mx.eval(arrays)
+    with _named(path):
+        layout.check(arrays, dict(tree_flatten(optimizer_state)))
+        mx.eval(arrays)
     return tree_unflatten(list(arrays.items())), _read_json(folder / "state.json")
 
 
@@ -100,6 +104,12 @@ def resolve(path: Path) -> Path:
         if (folder / "config.json").is_file():
             return folder
     raise ValueError(f"{path} is neither a checkpoint (no config.json) nor a run with one")
+
+
+def step(name: str) -> int | None:
+    """The step in the name of a run's checkpoint, "step-00000300"; None for other names."""
+    number = name.removeprefix("step-")
+    return int(number) if number != name and number.isdecimal() else None
 
 
 def newest_run(folder: Path, file: str = "latest/config.json") -> Path:
@@ -127,70 +137,53 @@ def mark(run: Path, name: str, folder: Path) -> None:
     link(run / name, folder.name)
 
 
-def hf_config(config: GPT2Config) -> dict:
-    """The content of config.json for Hugging Face's GPT2LMHeadModel."""
-    return {
-        "architectures": ["GPT2LMHeadModel"],
-        "model_type": "gpt2",
-        "activation_function": "gelu_new",
-        "vocab_size": config.vocab_size,
-        "n_positions": config.block_size,
-        "n_ctx": config.block_size,
-        "n_embd": config.n_embd,
-        "n_layer": config.n_layer,
-        "n_head": config.n_head,
-        "embd_pdrop": config.dropout,
-        "attn_pdrop": config.dropout,
-        "resid_pdrop": config.dropout,
-        "layer_norm_epsilon": LAYER_NORM_EPSILON,
-        "initializer_range": 0.02,
-        "bos_token_id": tokenizer.EOT,
-        "eos_token_id": tokenizer.EOT,
-        "tie_word_embeddings": True,
-    }
-
-
 def read_config(folder: Path) -> GPT2Config:
-    """The GPT2Config behind a config.json. Raises a ValueError that names a missing or impossible field."""
+    """The GPT2Config behind a folder's config.json. Raises a ValueError that names a missing or impossible field."""
     path = folder / "config.json"
     fields = _read_json(path)
-    if fields.get("model_type") != "gpt2":
-        raise ValueError(f"{path}: model_type is {fields.get('model_type')!r}; it must be 'gpt2'")
-    for name, allowed in _ALLOWED.items():
-        if fields.get(name, allowed[0]) not in allowed:
-            raise ValueError(f"{path}: {name} is {fields[name]!r}; this model has {allowed[0]!r}")
-    if fields.get("n_inner") not in (None, 4 * fields.get("n_embd", 0)):
-        raise ValueError(f"{path}: n_inner is {fields['n_inner']}; this model has 4 n_embd")
+    with _named(path):
+        return layout.read_config(fields)
+
+
+def _fill(model: GPT2, folder: Path, stored: dict[str, mx.array]) -> None:
+    with _named(folder):
+        parameters = layout.parameters(stored, model)
+        finite = {name: mx.all(mx.isfinite(array)) for name, array in parameters.items()}
+        mx.eval(finite, parameters)
+        layout.refuse([f"{name} holds values that are not finite" for name, all_are in finite.items() if not all_are])
+    model.update(tree_unflatten(list(parameters.items())))
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Tell in an error what it is about. MLX's are RuntimeErrors: it reads a file when it evaluates."""
     try:
-        return GPT2Config(
-            block_size=fields["n_positions"],
-            vocab_size=fields["vocab_size"],
-            n_layer=fields["n_layer"],
-            n_head=fields["n_head"],
-            n_embd=fields["n_embd"],
-            dropout=fields.get("resid_pdrop") or 0.0,
+        yield
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(f"{path}: {str(error).splitlines()[0]}") from None
+
+
+def _read_tensors(folder: Path) -> dict[str, mx.array]:
+    """The tensors of model.safetensors, or else those of all the shards that its index lists."""
+    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if whole.exists():
+        return _read_arrays(whole)
+    if not index.exists():
+        raise ValueError(
+            f"{folder} has no model.safetensors; pickles (.bin, .pt) are not opened, since they may run any code: what"
+            " you trust, transformers.AutoModelForCausalLM.from_pretrained(MODEL).save_pretrained(FOLDER) makes"
+            " safetensors of"
         )
-    except KeyError as error:
-        raise ValueError(f"{path} has no {error.args[0]}") from None
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-
-
-def check_tensors(path: Path, found: dict[str, tuple], expected: dict[str, tuple]) -> None:
-    """Raise a ValueError that names every tensor that is missing, not expected or of another shape."""
-    problems = [f"{name} is missing" for name in expected if name not in found]
-    problems += [f"{name} is not expected" for name in found if name not in expected]
-    problems += [
-        f"{name} is {tuple(found[name])}, not {tuple(expected[name])}"
-        for name in expected
-        if name in found and tuple(found[name]) != tuple(expected[name])
-    ]
-    if problems:
-        raise ValueError(f"{path}: {'; '.join(problems)}")
-
-
-def _transposed(name: str, array: mx.array) -> mx.array:
-    return array.T if name.endswith(_STORED_IN_OUT) else array
+    files = _read_json(index).get("weight_map")
+    if not isinstance(files, dict) or not all(isinstance(f, str) and Path(f).name == f for f in files.values()):
+        raise ValueError(f"{index}: weight_map must map names to files beside it")
+    stored: dict[str, mx.array] = {}
+    for file in sorted(set(files.values())):
+        shard = _read_arrays(folder / file)
+        with _named(folder / file):
+            layout.refuse([f"{name} is in another shard too" for name in shard.keys() & stored.keys()])
+        stored |= shard
+    return stored
 
 
 def _read_arrays(path: Path) -> dict[str, mx.array]:

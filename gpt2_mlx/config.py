@@ -32,6 +32,12 @@ class GPT2Config:
     def head_dim(self) -> int:
         return self.n_embd // self.n_head
 
+    @property
+    def n_params(self) -> int:
+        """How many numbers a model of this shape holds; the tied head counts once."""
+        embeddings, final_norm = (self.vocab_size + self.block_size) * self.n_embd, 2 * self.n_embd
+        return embeddings + self.n_layer * (12 * self.n_embd**2 + 13 * self.n_embd) + final_norm
+
 
 # tiny learns on a laptop's CPU in minutes, baby is nanoGPT's size for Shakespeare; the rest are table 2 of
 # Radford et al. 2019, with the sizes of the weights that OpenAI published.

@@ -1,9 +1,11 @@
-"""Writing that is whole or not there: aside, synced, renamed."""
+"""Writing that is whole or not there: aside, synced, renamed; and telling whether it is still the same."""
 
 import fcntl
+import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
@@ -69,15 +71,15 @@ def remove_folder(path: Path) -> None:
         shutil.rmtree(doomed)
 
 
-def lock(folder: Path) -> TextIO:
+def lock(folder: Path, wait: bool = False) -> TextIO:
     """Hold a folder for this process until the returned file is closed or the process ends.
 
     Raises:
-        ValueError: another process holds it.
+        ValueError: another process holds it, and we do not wait for that to end.
     """
     file = (folder / ".lock").open("w")
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
         raise ValueError(f"{folder} is in use by another process") from None
     return file
@@ -90,3 +92,17 @@ def remove_leftovers(folder: Path) -> None:
             shutil.rmtree(aside, ignore_errors=True)
         else:
             aside.unlink(missing_ok=True)
+
+
+def sha256_of_each(paths: Iterable[Path]) -> list[str]:
+    """The SHA-256 of each file in hexadecimal digits; several are read at a time, a piece at a time."""
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(_sha256, paths))
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -9,7 +9,12 @@ import numpy as np
 from . import device
 from .config import GPT2Config
 
-BUCKET = 128  # lengths are rounded up to a multiple, so that shapes stay few
+BUCKET = 64  # lengths are rounded up to a multiple, so that shapes stay few
+
+
+def bucket(length: int) -> int:
+    """The least multiple of `BUCKET` that is at least `length`, and at least one."""
+    return max(1, -(-length // BUCKET)) * BUCKET
 
 
 class KVCache:
@@ -21,24 +26,27 @@ class KVCache:
     def __init__(self, config: GPT2Config, n_slots: int, dtype: mx.Dtype = mx.float32):
         self.block_size = config.block_size
         # Whole buckets, and room behind block_size where padding is written.
-        self.capacity = -(-(config.block_size + 1) // BUCKET) * BUCKET
+        self.capacity = bucket(config.block_size + 1)
         shape = (n_slots, config.n_head, self.capacity, config.head_dim)
         self.keys = [mx.zeros(shape, dtype) for _ in range(config.n_layer)]
         self.values = [mx.zeros(shape, dtype) for _ in range(config.n_layer)]
         self.lengths = np.zeros(n_slots, np.int32)  # tokens held, by slot
 
-    def extend(self, slots: slice, counts: list[int], width: int) -> "CacheView":
-        """A view for one forward pass that appends counts[i] tokens, padded on the right to `width`, to the i-th slot.
+    def extend(self, slots: list[int], counts: list[int], width: int, n_rows: int | None = None) -> "CacheView":
+        """A view for one forward pass that appends counts[i] tokens, padded on the right to `width`, to slots[i].
+
+        Args:
+            n_rows: the rows of the pass; those beyond the slots mean nothing and are not remembered.
 
         Raises:
             ValueError: a slot would hold more than block_size tokens.
         """
-        starts = self.lengths[slots].copy()
+        starts = self.lengths[slots]
         ends = starts + np.array(counts, np.int32)
         if ends.max() > self.block_size:
             raise ValueError(f"{ends.max()} tokens do not fit: this model's block_size is {self.block_size}")
         self.lengths[slots] = ends
-        return CacheView(self, slots, starts, ends, width)
+        return CacheView(self, slots, starts, ends, width, n_rows or len(slots))
 
     def copy(self, source: int, target: int, length: int) -> None:
         """Have a slot begin with the first `length` tokens of another."""
@@ -63,29 +71,36 @@ class CacheView:
         positions: (B, T) of the new tokens; padding has one that is in range and means nothing.
     """
 
-    def __init__(self, cache: KVCache, slots: slice, starts: np.ndarray, ends: np.ndarray, width: int):
-        self._cache, self._slots = cache, slots
-        at = starts[:, None] + np.arange(width, dtype=np.int32)  # (B, T)
+    def __init__(self, cache: KVCache, slots: list[int], starts: np.ndarray, ends: np.ndarray, width: int, n_rows: int):
+        self._cache, self._n_slots, self._n_padding = cache, len(slots), n_rows - len(slots)
+        at = starts[:, None] + np.arange(width, dtype=np.int32)  # (S, T) for S slots
         is_padding = at >= ends[:, None]
-        self.positions = mx.array(np.where(is_padding, 0, at))
+        self.positions = mx.array(np.pad(np.where(is_padding, 0, at), ((0, self._n_padding), (0, 0))))
         self._write_to = mx.array(np.where(is_padding, cache.capacity - 1, at))
-        self._rows = mx.arange(slots.start, slots.stop)[:, None]  # (B, 1)
-        self._length = max(BUCKET, -(-int(ends.max()) // BUCKET) * BUCKET)
-        self._mask = (mx.arange(self._length) <= mx.array(at)[:, :, None])[:, None]  # (B, 1, T, L)
+        self._rows = mx.array(slots)[:, None]  # (S, 1)
+        in_order = slots == list(range(slots[0], slots[-1] + 1))
+        self._slots = slice(slots[0], slots[-1] + 1) if in_order else mx.array(slots)  # a slice needs no copy
+        self._length = bucket(int(ends.max()))
+        self._mask = (mx.arange(self._length) <= mx.array(at)[:, :, None])[:, None]  # (S, 1, T, L)
 
     def attend(self, layer: int, q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.array:
         """Append a layer's new keys and values, and attend to all of them: (B, H, T, D) each, and so the result."""
-        keys = self._append(self._cache.keys, layer, k)  # (B, H, L, D)
-        values = self._append(self._cache.values, layer, v)
+        S = self._n_slots
+        keys = self._append(self._cache.keys, layer, k[:S])  # (S, H, L, D)
+        values = self._append(self._cache.values, layer, v[:S])
+        y = self._attention(q[:S], keys, values, scale)
+        return mx.pad(y, [(0, self._n_padding), (0, 0), (0, 0), (0, 0)]) if self._n_padding else y
+
+    def _append(self, arrays: list[mx.array], layer: int, new: mx.array) -> mx.array:
+        array = arrays[layer]
+        array[self._rows, :, self._write_to] = new.swapaxes(1, 2)  # (S, T, H, D)
+        return array[self._slots, :, : self._length]
+
+    def _attention(self, q: mx.array, keys: mx.array, values: mx.array, scale: float) -> mx.array:
         if device.on_gpu():
             return mx.fast.scaled_dot_product_attention(q, keys, values, scale=scale, mask=self._mask)
-        scores = mx.where(self._mask, (q * scale) @ keys.swapaxes(-1, -2), -mx.inf)  # (B, H, T, L)
+        scores = mx.where(self._mask, (q * scale) @ keys.swapaxes(-1, -2), -mx.inf)  # (S, H, T, L)
         weights = mx.softmax(scores, axis=-1, precise=True)
         # A bucket at a time: a product's sum is grouped by its length, and a row must not feel how long others are.
         parts = (slice(i, i + BUCKET) for i in range(0, self._length, BUCKET))
         return sum(weights[..., part] @ values[:, :, part] for part in parts)
-
-    def _append(self, arrays: list[mx.array], layer: int, new: mx.array) -> mx.array:
-        array = arrays[layer]
-        array[self._rows, :, self._write_to] = new.swapaxes(1, 2)  # (B, T, H, D)
-        return array[self._slots, :, : self._length]

@@ -10,9 +10,11 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_map_with_path
 
+from . import device
 from .config import GPT2Config
 
 LAYER_NORM_EPSILON = 1e-5
+_LINEAR = ("c_attn", "c_proj", "c_fc")
 
 
 def dropout(x: mx.array, p: float, key: mx.array | None) -> mx.array:
@@ -52,8 +54,14 @@ class CausalSelfAttention(nn.Module):
         return self.c_proj(y)
 
 
+@mx.compile
+def gelu(x: mx.array) -> mx.array:
+    """The tanh form of GELU (Hendrycks & Gimpel 2016, section 2)."""
+    return 0.5 * x * (1 + device.tanh(math.sqrt(2 / math.pi) * x * (1 + 0.044715 * x * x)))
+
+
 class MLP(nn.Module):
-    """Two linear layers around the tanh form of GELU (Hendrycks & Gimpel 2016, section 2)."""
+    """Two linear layers around a GELU."""
 
     def __init__(self, config: GPT2Config):
         super().__init__()
@@ -61,7 +69,7 @@ class MLP(nn.Module):
         self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd)
 
     def __call__(self, x: mx.array) -> mx.array:
-        return self.c_proj(nn.gelu_approx(self.c_fc(x)))  # (B, T, C) -> (B, T, 4C) -> (B, T, C)
+        return self.c_proj(gelu(self.c_fc(x)))  # (B, T, C) -> (B, T, 4C) -> (B, T, C)
 
 
 class Block(nn.Module):
@@ -127,6 +135,34 @@ class GPT2(nn.Module):
         """How many numbers the model holds; the tied head counts once."""
         return sum(p.size for _, p in tree_flatten(self.parameters()))
 
+    @property
+    def dtype(self) -> mx.Dtype:
+        """What it computes in."""
+        return self.ln_f.weight.dtype
+
+    @property
+    def quantization(self) -> dict | None:
+        """How its matrices are quantised, as the arguments of `nn.quantize`; None where they are not."""
+        layer = self.h[0].attn.c_attn
+        is_quantized = isinstance(layer, nn.QuantizedLinear)
+        return {"group_size": layer.group_size, "bits": layer.bits, "mode": layer.mode} if is_quantized else None
+
+    def quantize(self, bits: int) -> None:
+        """Round the matrices and the tied head to `bits` a weight; positions, LayerNorms and biases stay as they are.
+
+        Weights share a scale and an offset in groups of 64 of a row (32 where 64 does not divide n_embd), which cost
+        another half bit a weight in float16.
+
+        Raises:
+            ValueError: the model is quantised already, or 32 does not divide n_embd.
+        """
+        if self.quantization:
+            raise ValueError(f"the model is quantised already, to {self.quantization['bits']} bits")
+        group_size = next((size for size in (64, 32) if self.config.n_embd % size == 0), None)
+        if group_size is None:
+            raise ValueError(f"n_embd is {self.config.n_embd}; to be quantised it must be a multiple of 32")
+        nn.quantize(self, group_size, bits, class_predicate=lambda name, _: name == "wte" or name.endswith(_LINEAR))
+
     def __call__(self, tokens: mx.array, key: mx.array | None = None) -> mx.array:
         """The logits of the token that follows each position.
 
@@ -135,7 +171,7 @@ class GPT2(nn.Module):
             key: where given, dropout is on and its masks follow from this key.
 
         Returns:
-            (B, T, vocab_size) in the parameters' dtype.
+            (B, T, vocab_size) in the model's dtype.
 
         Raises:
             ValueError: a token or the length is out of range. Tokens are checked where their values are known;

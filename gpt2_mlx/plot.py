@@ -1,5 +1,6 @@
 """The loss curves of runs, drawn from their metrics.jsonl."""
 
+import io
 from pathlib import Path
 
 from . import metrics
@@ -22,20 +23,40 @@ def draw(runs: list[Path], out: Path, x: str = "step") -> None:
     """
     if out.suffix.lower() not in FORMATS:
         raise ValueError(f"--out is {out}; its name must end in one of {', '.join(FORMATS)}")
+    figure = _figure(runs, x, size=(8, 5))
+    with new_file(out) as aside:
+        figure.savefig(aside, format=out.suffix[1:].lower())
+
+
+def svg(run: Path, ink: str, accent: str) -> bytes:
+    """The same of one run for a web page: small, transparent, text and axes in one colour and the curve in another.
+
+    Raises:
+        ValueError: as `draw`.
+    """
+    figure = _figure([run], "step", size=(5.2, 3.3), ink=ink, accents=(accent,))
+    figure.axes[0].set_title("")
+    file = io.BytesIO()
+    figure.savefig(file, format="svg", transparent=True)
+    return file.getvalue()
+
+
+def _figure(runs: list[Path], x: str, size: tuple[float, float], ink: str = "black", accents: tuple[str, ...] = ()):
     curves = [Curve(run, x) for run in runs]
     from matplotlib.figure import Figure  # half a second that only drawing needs
 
-    figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
+    figure = Figure(figsize=size, dpi=150, layout="constrained")
     axes = figure.add_subplot()
     for i, curve in enumerate(curves):
-        curve.draw(axes, f"C{i}", several=len(curves) > 1)
-    axes.set_xlabel(X_LABELS[x])
-    axes.set_ylabel("loss, nats per token")
+        curve.draw(axes, accents[i] if accents else f"C{i}", several=len(curves) > 1)
+    axes.set_xlabel(X_LABELS[x], color=ink)
+    axes.set_ylabel("loss, nats per token", color=ink)
+    axes.tick_params(colors=ink)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
-    with new_file(out) as aside:
-        figure.savefig(aside, format=out.suffix[1:].lower())
+    axes.spines[["bottom", "left"]].set_color(ink)
+    axes.legend(frameon=False, labelcolor=ink)
+    return figure
 
 
 class Curve:
@@ -77,7 +98,7 @@ class Curve:
         if self._x == "tokens":
             return step * self._tokens_per_step
         if self._x == "time":
-            return min(self._times, key=lambda known: abs(known[0] - step))[1]
+            return min(self._times, key=lambda known: abs(known[0] - step), default=(0, 0.0))[1]
         return step
 
 

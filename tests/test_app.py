@@ -9,7 +9,6 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import httpx
 import openai
 import pytest
 import uvicorn
+from served import begun, command
 from test_async_engine import ENCODING, POISON, SCRIPT, FakeEngine, eventually
 
 from gpt2_mlx import checkpoint
@@ -32,6 +32,15 @@ SENTENCE, COMPLETIONS = "/complete-sentence", "/v1/completions"
 SCRIPT_TEXT = ENCODING.decode(SCRIPT)
 
 
+class FakeRun:
+    """Run's interface, as far as the routes of the API need it."""
+
+    name = "verse"
+
+    def checkpoints(self):
+        return {f"step-0000000{i}": Path(f"verse/step-0000000{i}") for i in (1, 2)}
+
+
 class Client:
     """Sends requests to an app without a network, each in an event loop of its own."""
 
@@ -43,7 +52,7 @@ class Client:
         if load:
             self.engine.start()
             assert self.engine.wait_until_loaded(20)
-        self.app = app.build(Service(self.engine, ENCODING, self.telemetry, "verse", **service), cors)
+        self.app = app.build(Service(self.engine, ENCODING, self.telemetry, FakeRun(), **service), cors)
 
     def request(self, method: str, path: str, **arguments) -> httpx.Response:
         async def send():
@@ -177,6 +186,23 @@ def test_log_probabilities_of_a_sentence(client):
     assert logprobs["token_logprobs"] == [-0.5] * 3
     assert [len(top) for top in logprobs["top_logprobs"]] == [2] * 3
     assert logprobs["text_offset"] == [0, len(text_of(1)), len(text_of(2))]
+
+
+def test_a_streamed_sentence_tells_each_tokens_log_probability(client):
+    fields = {"max_tokens": 20, "n": 2, "logprobs": 2}
+    *pieces, last = client.events(SENTENCE, {"text": "Say:"} | fields)
+    tokens = [token for piece in pieces if piece["index"] == 0 for token in piece["logprobs"]["tokens"]]
+    assert len(tokens) == 20 and tokens == last["logprobs"]["tokens"]
+    assert all("logprobs" not in piece for piece in client.events(SENTENCE, {"text": "Say:"})[:-1])
+
+
+def test_a_request_may_name_a_checkpoint(client):
+    assert client.sentence(max_tokens=2)["checkpoint"] == "step-00000001"
+    assert client.sentence(max_tokens=2, checkpoint="step-00000002")["checkpoint"] == "step-00000002"
+    assert client.completion(max_tokens=2, checkpoint="step-00000002")["system_fingerprint"] == "step-00000002"
+    for name in ("step-3", "../verse", "", "x" * 200):
+        error = check_error(client.post(SENTENCE, {"text": "a", "checkpoint": name}), 400, "checkpoint")
+        assert "allowed: step-00000001, step-00000002" in error["message"]
 
 
 # /v1/completions
@@ -475,25 +501,6 @@ def tiny_run(tmp_path_factory) -> Path:
     return folder
 
 
-def command(*flags: str) -> list[str]:
-    return [sys.executable, str(ROOT / "serve.py"), "--device", "cpu", "--port", "0", *flags]
-
-
-@contextlib.contextmanager
-def begun(folder: Path, *flags: str):
-    """serve.py in a folder, ready, and its address."""
-    process = subprocess.Popen(command(*flags), cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    try:
-        line = process.stdout.readline()
-        assert line.startswith("serving checkpoints/verse/latest on 127.0.0.1, port "), line or process.stderr.read()
-        url = f"http://127.0.0.1:{line.split()[-1]}"
-        eventually(lambda: httpx.get(url + "/ready", timeout=30).status_code == 200, 60)
-        yield process, url
-    finally:
-        process.kill()
-        process.communicate()
-
-
 def test_the_door_serves_the_newest_run_and_ends_with_0_when_it_has_drained(tiny_run):
     with begun(tiny_run.parents[1], "--log-format", "json") as (process, url):
         answer = httpx.post(url + SENTENCE, json={"text": "KING RICHARD II:", "seed": 1, "max_tokens": 5}, timeout=30)
@@ -517,6 +524,7 @@ def test_the_door_serves_the_newest_run_and_ends_with_0_when_it_has_drained(tiny
         (("--checkpoint", "nowhere"), "nowhere is neither a checkpoint"),
         (("--port", "70000"), "--port is 70000; it must be at least 0 and at most 65535"),
         (("--max-queue", "0"), "--max-queue is 0; it must be at least 1"),
+        (("--quantize", "3"), "invalid choice '3' for argument '--quantize'"),
         (("--api-key", ""), "--api-key is blank"),
         (("--depth", "3"), "Unrecognized options: --depth"),
         (("--checkpoint", "broken"), "model.safetensors"),

@@ -5,6 +5,7 @@ import itertools
 import threading
 import time
 from collections import deque
+from pathlib import Path
 
 import pytest
 
@@ -20,7 +21,7 @@ POISON = 666  # a step with a prompt that holds this token raises
 
 
 class FakeEngine:
-    """Engine's interface; every text is the script, over and over, from the place that the seed says."""
+    """Engines' interface; every text is the script, over and over, from the place that the seed says."""
 
     block_size, vocab_size = 64, tokenizer.VOCAB_SIZE
 
@@ -31,10 +32,11 @@ class FakeEngine:
         self.gate.set()
         self.waiting, self.running, self.cancelled = deque(), {}, []
         self.broken = False
+        self.checkpoint = Path("verse/step-00000001")
         self.threads = set()
         self.ids = itertools.count()
 
-    def add(self, prompt, params):
+    def add(self, prompt, params, checkpoint):
         self.threads.add(threading.get_ident())
         if max(prompt) >= self.vocab_size:
             raise ValueError("a token is out of range")
@@ -71,6 +73,9 @@ class FakeEngine:
         if params.logprobs is None:
             return Token(id)
         return Token(id, -0.5, tuple((id + i, -0.5 - i) for i in range(params.logprobs)))
+
+    def swap(self, checkpoint):
+        self.checkpoint = checkpoint
 
     def fail_step(self):
         failed, self.running = list(self.running), {}
@@ -230,6 +235,39 @@ def test_a_job_that_the_engine_refuses_ends_its_request_only(engine, fake):
 
     asyncio.run(main())
     assert fake.n_running == fake.n_waiting == 0
+
+
+def test_a_request_is_answered_by_one_checkpoint_and_knows_which(engine, fake):
+    async def main():
+        fake.gate.clear()
+        first = engine.submit([job()])
+        await asyncio.to_thread(eventually, lambda: fake.waiting)
+        engine.swap(Path("verse/step-00000009"))
+        second = engine.submit([job()])
+        named = engine.submit([job()], Path("verse/step-00000002"))
+        fake.gate.set()
+        await asyncio.gather(*map(ids_of, (first, second, named)))
+        return [stream.checkpoint.name for stream in (first, second, named)]
+
+    assert asyncio.run(main()) == ["step-00000001", "step-00000009", "step-00000002"]
+    assert engine.checkpoint == Path("verse/step-00000009")
+
+
+def test_a_checkpoint_that_cannot_be_loaded_costs_nobody_but_who_named_it(engine, fake):
+    def fails(*_):
+        raise MemoryError
+
+    async def main():
+        add, fake.swap = fake.add, fails
+        engine.swap(Path("verse/step-00000009"))
+        fake.add = fails
+        with pytest.raises(StepFailed):
+            await ids_of(engine.submit([job()]))
+        fake.add = add
+        assert await ids_of(engine.submit([job()])) == {0: script(0, 5)}
+
+    asyncio.run(main())
+    assert engine.checkpoint == Path("verse/step-00000001") and engine.unready is None
 
 
 def test_draining_finishes_what_was_taken_and_takes_no_more(engine, fake):

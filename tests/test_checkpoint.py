@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
-from gpt2_mlx import checkpoint, tokenizer
+from gpt2_mlx import checkpoint, layout, tokenizer
+from gpt2_mlx.config import GPT2Config
 from gpt2_mlx.model import GPT2
 
 
@@ -72,6 +73,14 @@ def test_the_layout_is_hugging_faces(saved, small):
         (lambda w: w.pop("h.1.mlp.c_fc.bias"), r"h\.1\.mlp\.c_fc\.bias is missing"),
         (lambda w: w.update(extra=mx.zeros(1)), "extra is not expected"),
         (lambda w: w.update({"wpe.weight": mx.zeros((9, 12))}), r"wpe\.weight is \(9, 12\), not \(10, 12\)"),
+        (
+            lambda w: w.update({"h.2.ln_1.bias": mx.full(12, mx.nan)}),
+            r"h\.2\.ln_1\.bias holds values that are not finite",
+        ),
+        (
+            lambda w: w.update({"wte.weight": mx.full((61, 12), mx.inf)}),
+            r"wte\.weight holds values that are not finite",
+        ),
     ],
 )
 def test_tensors_that_do_not_fit_are_named(saved, change, message):
@@ -83,12 +92,12 @@ def test_tensors_that_do_not_fit_are_named(saved, change, message):
 def test_broken_files_are_named(saved):
     _, folder = saved
     whole = (folder / "model.safetensors").read_bytes()
-    for broken in (whole[: len(whole) // 2], whole[:20], b""):
+    for broken in (whole[:-1], whole[: len(whole) // 2], whole[:20], b""):
         (folder / "model.safetensors").write_bytes(broken)
         with pytest.raises(ValueError, match=r"model\.safetensors cannot be read"):
             checkpoint.load(folder)
     (folder / "model.safetensors").unlink()
-    with pytest.raises(ValueError, match=r"model\.safetensors cannot be read"):
+    with pytest.raises(ValueError, match=r"has no model\.safetensors"):
         checkpoint.load(folder)
 
 
@@ -101,7 +110,6 @@ def test_broken_files_are_named(saved):
         ('{"model_type": "gpt2"}', "has no n_positions"),
         ('{"model_type": "gpt2", "activation_function": "relu"}', "activation_function is 'relu'; this model has"),
         ('{"model_type": "gpt2", "layer_norm_epsilon": 0.001}', "layer_norm_epsilon is 0.001"),
-        ('{"model_type": "gpt2", "n_embd": 4, "n_inner": 5}', "n_inner is 5"),
         (
             '{"model_type": "gpt2", "n_positions": 4, "vocab_size": 5, "n_layer": 1, "n_head": 3, "n_embd": 4}',
             "n_embd is 4; it must be a multiple of n_head, which is 3",
@@ -112,6 +120,88 @@ def test_a_config_that_is_none_is_named(saved, content, message):
     (saved[1] / "config.json").write_text(content)
     with pytest.raises(ValueError, match=message):
         checkpoint.load(saved[1])
+
+
+@pytest.mark.parametrize(
+    ("field", "message"),
+    [
+        ({"n_layer": 4}, r"h\.3\.ln_1\.weight is missing"),
+        ({"n_layer": 2}, r"h\.2\.attn\.c_attn\.bias is not expected"),
+        ({"n_layer": 10_000_000}, "n_layer is 10000000, but there are 40 tensors"),
+        ({"n_embd": 14}, r"wte\.weight is \(61, 12\), not \(61, 14\)"),
+        ({"vocab_size": 62}, r"wte\.weight is \(61, 12\), not \(62, 12\)"),
+        ({"n_positions": 11}, r"wpe\.weight is \(10, 12\), not \(11, 12\)"),
+        ({"quantization": {"bits": 4, "group_size": 64}}, r"h\.0\.attn\.c_attn has no scales"),
+    ],
+)
+def test_a_config_that_lies_about_the_shapes_is_named(saved, field, message):
+    path = saved[1] / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | field))
+    with pytest.raises(ValueError, match=message) as error:
+        checkpoint.load(saved[1])
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_quantised_while_loading_saved_and_loaded_again(tmp_path, bits):
+    model = GPT2(GPT2Config(block_size=10, vocab_size=61, n_layer=2, n_head=2, n_embd=32), seed=5)
+    checkpoint.save(tmp_path / "float", model)
+    quantised = checkpoint.load(tmp_path / "float", quantize=bits)
+    checkpoint.save(tmp_path / "quantised", quantised)
+    again = checkpoint.load(tmp_path / "quantised")
+    tokens = mx.array([[1, 2, 3, 60]])
+    assert (again(tokens) == quantised(tokens)).all()
+    with pytest.raises(ValueError, match=f"is quantised already, to {bits} bits"):
+        checkpoint.load(tmp_path / "quantised", quantize=8)
+    (tmp_path / "quantised" / "config.json").write_text(json.dumps(layout.config_fields(model)))
+    with pytest.raises(ValueError, match=r"model\.h\.0\.attn\.c_attn\.scales is not expected"):
+        checkpoint.load(tmp_path / "quantised")
+
+
+def test_the_type_is_the_one_asked_for_or_the_one_stored(saved):
+    model, folder = saved
+    model.set_dtype(mx.float16)
+    checkpoint.save(folder, model)
+    assert checkpoint.load(folder).dtype == mx.float32
+    assert checkpoint.load(folder, "bfloat16").dtype == mx.bfloat16
+    assert checkpoint.load(folder, None).dtype == mx.float16
+    with pytest.raises(ValueError, match="dtype is 'float8'; allowed: float32, bfloat16, float16"):
+        checkpoint.load(folder, "float8")
+
+
+def test_shards(saved):
+    model, folder = saved
+    tensors = layout.tensors(model)
+    (folder / "model.safetensors").unlink()
+    files = {name: f"model-{i % 3}.safetensors" for i, name in enumerate(tensors)}
+    for file in set(files.values()):
+        mx.save_safetensors(str(folder / file), {name: tensors[name] for name in tensors if files[name] == file})
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": files}))
+    loaded = checkpoint.load(folder)
+    assert (loaded(mx.array([[1, 2]])) == model(mx.array([[1, 2]]))).all()
+
+    mx.save_safetensors(str(folder / "model-3.safetensors"), {"wte.weight": tensors["wte.weight"]})
+    index.write_text(json.dumps({"weight_map": files | {"more": "model-3.safetensors"}}))
+    with pytest.raises(ValueError, match=r"model-3\.safetensors: wte\.weight is in another shard too"):
+        checkpoint.load(folder)
+    index.write_text(json.dumps({"weight_map": files | {"more": "model-4.safetensors"}}))
+    with pytest.raises(ValueError, match=r"model-4\.safetensors cannot be read"):
+        checkpoint.load(folder)
+    for wrong in ({"wte.weight": "../model.safetensors"}, {"wte.weight": 3}, []):
+        index.write_text(json.dumps({"weight_map": wrong}))
+        with pytest.raises(ValueError, match="weight_map must map names to files beside it"):
+            checkpoint.load(folder)
+
+
+def test_a_pickle_is_refused_with_the_way_out(saved):
+    _, folder = saved
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(
+        ValueError, match=r"pickles \(\.bin, \.pt\) are not opened.* transformers.*save_pretrained"
+    ) as error:
+        checkpoint.load(folder)
+    assert "\n" not in str(error.value)
 
 
 def test_a_failure_in_mid_save_leaves_the_previous_one(saved, monkeypatch):

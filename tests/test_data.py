@@ -1,9 +1,12 @@
+import hashlib
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gpt2_mlx import tokenizer
+from gpt2_mlx.training import text
 from gpt2_mlx.training.data import DataLoader, TokenDataset, evaluation_batches
 from gpt2_mlx.training.text import Source
 
@@ -12,56 +15,73 @@ TEXT = "First Citizen:\nSpeak, speak. \N{GRINNING FACE} naïve café\n\n" * 30
 
 def source(folder, *texts: str | bytes) -> Source:
     files = []
-    for i, text in enumerate(texts):
+    for i, content in enumerate(texts):
         files.append(folder / f"{i}.txt")
-        files[-1].write_bytes(text if isinstance(text, bytes) else text.encode())
+        files[-1].write_bytes(content if isinstance(content, bytes) else content.encode())
     return Source("some", tuple(files))
 
 
 def test_tokens_are_the_texts_and_are_split_by_position(tmp_path):
-    tokens = TokenDataset.open(source(tmp_path, TEXT), tmp_path / "cache")
-    assert tokenizer.load().decode(list(tokens.tokens)) == TEXT
-    assert tokens.tokens.dtype == np.uint16
-    n = len(tokens.tokens)
-    splits = [tokens.split(name) for name in ("train", "val", "test")]
+    dataset = TokenDataset.open(source(tmp_path, TEXT), tmp_path / "cache")
+    tokens = np.asarray(dataset.tokens)
+    assert tokenizer.load().decode(tokens.tolist()) == TEXT
+    assert tokens.dtype == np.uint16
+    n = len(tokens)
+    splits = [np.asarray(dataset.split(name)) for name in ("train", "val", "test")]
     assert [len(s) for s in splits] == [n * 8 // 10, n * 9 // 10 - n * 8 // 10, n - n * 9 // 10]
-    assert (np.concatenate(splits) == tokens.tokens).all()
-
-
-def test_files_are_separated_by_endoftext(tmp_path):
-    tokens = TokenDataset.open(source(tmp_path, "one", "two"), tmp_path / "cache").tokens
-    assert tokenizer.load().decode(list(tokens)) == "one<|endoftext|>two"
+    assert (np.concatenate(splits) == tokens).all()
 
 
 def test_the_cache_is_used_then_rebuilt_when_damaged_or_when_the_text_changes(tmp_path, monkeypatch):
     cache = tmp_path / "cache"
-    first = np.array(TokenDataset.open(source(tmp_path, TEXT), cache).tokens)
+    first = TokenDataset.open(source(tmp_path, TEXT), cache)
     loads = []
     monkeypatch.setattr(tokenizer, "load", lambda load=tokenizer.load: loads.append(1) or load())
-    TokenDataset.open(source(tmp_path, TEXT), cache)
-    assert not loads  # mapped, not made
+    assert TokenDataset.open(source(tmp_path, TEXT), cache).key == first.key
+    assert not loads  # read, not made
     (folder,) = cache.iterdir()
-    damages = [
-        lambda: (folder / "tokens.npy").write_bytes((folder / "tokens.npy").read_bytes()[:-3]),
-        lambda: (folder / "meta.json").write_text('{"sha256": '),
-        lambda: (folder / "tokens.npy").unlink(),
-    ]
-    for i, damage in enumerate(damages, 1):
-        damage()
-        assert (TokenDataset.open(source(tmp_path, TEXT), cache).tokens == first).all()
-        assert len(loads) == i
-    changed = TokenDataset.open(source(tmp_path, TEXT + "more"), cache).tokens
-    assert len(changed) > len(first)
+    (folder / "tokens-00000.bin").write_bytes((folder / "tokens-00000.bin").read_bytes()[:-3])
+    again = TokenDataset.open(source(tmp_path, TEXT), cache)
+    assert np.array_equal(again.tokens, np.asarray(first.tokens))
+    assert len(loads) == 1
+    changed = TokenDataset.open(source(tmp_path, TEXT + "more"), cache)
+    assert len(changed.tokens) > len(first.tokens) and changed.key != first.key
+
+
+def test_the_key_follows_from_contents_order_and_how_they_are_read(tmp_path):
+    def key(*names: str) -> str:
+        files = tuple(tmp_path / name for name in names)
+        return TokenDataset.open(Source("some", files), tmp_path / "cache").key
+
+    line = '{"text": "some"}'
+    for name, content in (("a.txt", line), ("same.txt", line), ("a.jsonl", line), ("b.txt", "other")):
+        (tmp_path / name).write_text(content)
+    vocabulary_and_contents = tokenizer.VOCAB_SHA256.encode() + hashlib.sha256(line.encode()).digest()
+    assert key("a.txt") == key("same.txt") == hashlib.sha256(vocabulary_and_contents).hexdigest()[:24]
+    assert len({key("a.txt"), key("a.jsonl"), key("a.txt", "b.txt"), key("b.txt", "a.txt")}) == 4
+
+
+def test_a_folder_of_shards_is_the_same_text(tmp_path):
+    made = TokenDataset.open(source(tmp_path, TEXT, "two"), tmp_path / "cache")
+    (folder,) = (tmp_path / "cache").iterdir()
+    folder.rename(tmp_path / "shards")
+    given = TokenDataset.open(text.find(str(tmp_path / "shards")), tmp_path / "cache")
+    assert given.key == made.key
+    assert tokenizer.load().decode(np.asarray(given.tokens).tolist()) == TEXT + "<|endoftext|>two"
+    assert not list((tmp_path / "cache").iterdir())  # used as it is
+    (tmp_path / "shards" / "tokens-00000.bin").unlink()
+    with pytest.raises(ValueError, match="shards.json is no list of token shards: .*No such file"):
+        TokenDataset.open(text.find(str(tmp_path / "shards")), tmp_path / "cache")
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [(b"ab\xff", r"0\.txt is not UTF-8: byte 0xff at offset 2"), (b"", "is empty")],
 )
-def test_unusable_texts_are_refused_and_leave_no_cache(tmp_path, content, message):
+def test_unusable_texts_are_refused_and_leave_no_tokens(tmp_path, content, message):
     with pytest.raises(ValueError, match=message):
         TokenDataset.open(source(tmp_path, content), tmp_path / "cache")
-    assert not (tmp_path / "cache").exists()
+    assert not [path for path in tmp_path.glob("cache/*/*") if path.name != ".lock"]
 
 
 def test_a_text_shorter_than_a_window_is_refused(tmp_path):
@@ -98,11 +118,20 @@ def test_an_epoch_reads_each_token_at_most_once_and_the_next_in_another_order():
     assert (other.next_batch()[0] != DataLoader(tokens, 1, 8, seed=3).next_batch()[0]).any()
 
 
+def test_the_order_is_the_one_of_runs_that_are_under_way():
+    random = np.random.RandomState([5, 1])
+    offset, order = random.randint(7), random.permutation(142)
+    loader = DataLoader(np.arange(1001, dtype=np.uint16), 1, 7, seed=5, position=142)
+    assert loader.windows_per_epoch == 142
+    starts = [loader.next_batch()[0][0, 0] for _ in range(142)]
+    assert starts == (offset + 7 * order).tolist()
+
+
 @given(st.integers(2, 300), st.integers(1, 5), st.integers(1, 17))
 def test_evaluation_counts_each_target_once(n, batch_size, block_size):
     tokens = np.arange(n, dtype=np.uint16)
     seen = []
-    for i, (inputs, targets) in enumerate(evaluation_batches(tokens, batch_size, block_size, ignore=-1)):
+    for i, (inputs, targets) in enumerate(evaluation_batches(tokens, batch_size, block_size, block_size, ignore=-1)):
         assert inputs.shape == targets.shape == (batch_size, block_size)
         counts = targets >= 0
         assert (targets[counts] == inputs[counts] + 1).all()
@@ -110,3 +139,24 @@ def test_evaluation_counts_each_target_once(n, batch_size, block_size):
         assert (inputs - np.arange(block_size) == first)[counts].all()  # consecutive windows, from the start
         seen.extend(targets[counts])
     assert seen == list(range(1, n))
+
+
+@given(st.integers(2, 300), st.integers(1, 5), st.integers(1, 17), st.data())
+def test_with_a_stride_each_target_counts_once_with_the_context_that_is_promised(n, batch_size, block_size, data):
+    stride = data.draw(st.integers(1, block_size))
+    seen = []
+    for inputs, targets in evaluation_batches(np.arange(n, dtype=np.uint16), batch_size, block_size, stride, ignore=-1):
+        counts = targets >= 0
+        assert (targets[counts] == inputs[counts] + 1).all()
+        rows, places = np.nonzero(counts)
+        begins_the_text = inputs[rows, 0] == 0
+        assert (begins_the_text | (places + 1 > block_size - stride)).all()
+        assert (inputs[rows, 0] + places == inputs[rows, places]).all()  # what lies before is the text itself
+        seen.extend(targets[counts])
+    assert seen == list(range(1, n))
+
+
+def test_a_split_can_be_all_of_the_text():
+    dataset = TokenDataset(np.arange(100, dtype=np.uint16))
+    assert len(dataset.split("test")) == 10
+    assert (dataset.split("all") == dataset.tokens).all()

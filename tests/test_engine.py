@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from mlx.utils import tree_map
 
-from gpt2_mlx import tokenizer
+from gpt2_mlx import device, tokenizer
 from gpt2_mlx.config import GPT2Config
-from gpt2_mlx.generation.engine import Engine
+from gpt2_mlx.generation.engine import Engine, _equal_row_counts
 from gpt2_mlx.generation.scheduler import SamplingParams
 from gpt2_mlx.model import GPT2
 
@@ -98,6 +98,41 @@ def test_in_any_crowd_each_gets_the_text_it_gets_alone(model):
             got.setdefault(output.id, []).append(output)
     assert [tokens_of(got[id]) for id in sorted(ids, key=ids.get)] == expected
     assert engine.n_running == engine.n_waiting == 0
+
+
+def test_every_slot_gives_the_same_text(model):
+    engine = Engine(model, 40)  # more than are decoded in one pass
+    params = SamplingParams(max_tokens=12, temperature=1.5, top_k=0, seed=5)
+    ids = [engine.add([3, 1, 4, 1, 5], params) for _ in range(40)]
+    outputs = run(engine, *ids)
+    assert {tuple(tokens_of(outputs[id])) for id in ids} == {tuple(alone(model, [3, 1, 4, 1, 5], params))}
+
+
+@pytest.mark.parametrize("width", [32, 64, 256])
+def test_rows_decoded_together_have_the_same_bits(width):
+    model = GPT2(GPT2Config(n_layer=1, n_head=2, n_embd=width))
+    counts = _equal_row_counts(model)
+    row = mx.random.normal((1, width), key=mx.random.key(1))  # not the one it tried with
+    for layer in (model.h[0].attn.c_attn, model.h[0].mlp.c_fc, model.wte.as_linear):
+        results = [np.array(layer(mx.repeat(row, n, axis=0))) for n in counts]
+        assert all((result == results[-1][0]).all() for result in results)
+
+
+def test_prompts_of_one_shape_are_read_together_on_a_gpu(model, monkeypatch):
+    monkeypatch.setattr(device, "on_gpu", lambda: True)  # its path, on this machine's kernels
+    asked = [
+        ([i] + [7, 11, 13] * n, SamplingParams(max_tokens=5, temperature=0)) for i, n in enumerate([6, 7, 6, 20, 90])
+    ]
+    expected = [alone(model, *request) for request in asked]
+    engine, shapes = Engine(model, 8), []
+    hidden, engine.model.hidden = engine.model.hidden, lambda t, **k: (shapes.append(t.shape), hidden(t, **k))[1]
+    try:
+        ids = [engine.add(*request) for request in asked]
+        outputs = run(engine, *ids)
+    finally:
+        del engine.model.hidden
+    assert (3, 24) in shapes
+    assert [tokens_of(outputs[id]) for id in ids] == expected
 
 
 def test_past_block_size_the_window_slides_over_its_newer_half(model):

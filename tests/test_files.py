@@ -1,3 +1,6 @@
+import hashlib
+import threading
+
 import pytest
 
 from gpt2_mlx import files
@@ -37,6 +40,23 @@ def test_a_link_moves(tmp_path):
         (tmp_path / target).mkdir()
         files.link(tmp_path / "latest", target)
         assert str((tmp_path / "latest").readlink()) == target
+
+
+def test_a_folder_is_held_once_and_waited_for(tmp_path):
+    held = files.lock(tmp_path)
+    with pytest.raises(ValueError, match="is in use by another process"):
+        files.lock(tmp_path)
+    threading.Timer(0.05, held.close).start()
+    files.lock(tmp_path, wait=True).close()
+    assert held.closed
+
+
+def test_digests_are_those_of_the_contents(tmp_path):
+    contents = [b"", b"abc", bytes(3 << 20)]
+    for i, content in enumerate(contents):
+        (tmp_path / str(i)).write_bytes(content)
+    digests = files.sha256_of_each(tmp_path / str(i) for i in range(3))
+    assert digests == [hashlib.sha256(content).hexdigest() for content in contents]
 
 
 def test_leftovers_of_a_killed_process_go(tmp_path):

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpt2_mlx import device
-from gpt2_mlx.training.loss import IGNORE, cross_entropy, cross_entropy_value
+from gpt2_mlx.training.loss import IGNORE, cross_entropy, cross_entropy_by_token
 
 
 def plain(hidden, wte, targets):
@@ -42,7 +42,10 @@ def test_counts_what_is_not_ignored_and_evaluates_alike():
     targets = mx.array([[1, 2, IGNORE, 4, 5], [IGNORE] * 5])
     loss, count = cross_entropy(hidden, wte, targets)
     assert count.item() == 4
-    assert cross_entropy_value(hidden, wte, targets)[0].item() == loss.item()
+    by_token = np.array(cross_entropy_by_token(hidden, wte, targets))
+    assert by_token.shape == (2, 5)
+    assert ((by_token > 0) == (np.array(targets) != IGNORE)).all()
+    assert by_token.sum() == pytest.approx(loss.item(), rel=1e-6)
     nothing, none = cross_entropy(hidden, wte, mx.full((2, 5), IGNORE))
     assert (nothing.item(), none.item()) == (0, 0)
 

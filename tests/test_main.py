@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import mlx.core as mx
 import pytest
 
 from gpt2_mlx import GPT2, GPT2Config, checkpoint
@@ -15,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("model") / "step-00000001"
-    checkpoint.save(folder, GPT2(GPT2Config(block_size=32, n_layer=1, n_head=1, n_embd=8)))
+    checkpoint.save(folder, GPT2(GPT2Config(block_size=32, n_layer=1, n_head=1, n_embd=32)))
     return folder
 
 
@@ -36,6 +37,37 @@ def test_generate_writes_the_texts_and_tells_the_speed_apart(folder):
     assert run("generate", "KING RICHARD II:", *flags).stdout == done.stdout
 
 
+def test_generate_quantised_and_in_half_precision(folder):
+    flags = ("--max-tokens", 4, "--seed", 5)
+    for more in (("--quantize", 8), ("--dtype", "bfloat16"), ("--quantize", 4, "--dtype", "float16")):
+        done = run("generate", "KING", "--checkpoint", folder, *flags, *more)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith("KING")
+
+
+def test_convert_writes_a_folder_that_opens(folder, tmp_path):
+    done = run("convert", folder, tmp_path / "new" / "half", "--dtype", "float16")
+    assert done.returncode == 0, done.stderr
+    assert f"{tmp_path / 'new' / 'half'}: float16, " in done.stdout
+    half = checkpoint.load(tmp_path / "new" / "half", dtype=None)
+    assert half.dtype == mx.float16
+    whole = checkpoint.load(folder, "float16")
+    assert (half(mx.array([[1, 2]])) == whole(mx.array([[1, 2]]))).all()
+    done = run("convert", tmp_path / "new" / "half", tmp_path / "q4", "--quantize", 4)
+    assert "float16, matrices in 4 bits" in done.stdout
+    assert checkpoint.load(tmp_path / "q4", dtype=None).quantization["bits"] == 4
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_convert_overwrites_nothing(folder, tmp_path):
+    (tmp_path / "mine").write_text("precious")
+    for there in (tmp_path, tmp_path / "mine"):
+        done = run("convert", folder, there)
+        assert done.returncode == 2
+        assert f"{there} exists already" in done.stderr and done.stderr.count("\n") == 1
+    assert (tmp_path / "mine").read_text() == "precious"
+
+
 def test_a_closed_pipe_is_no_error(folder):
     command = f"{sys.executable} -m gpt2_mlx generate hello --checkpoint {folder} --max-tokens 2000 | head -c 5"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=ROOT)
@@ -49,11 +81,14 @@ def test_a_closed_pipe_is_no_error(folder):
         (["generate", "a", "--top-p", "2"], "top_p is 2.0; it must be at least 0 and at most 1"),
         (["generate", "a", "--n", "many"], "--n"),
         (["translate", "a"], "translate"),
+        (["generate", "a", "--quantize", "3"], "--quantize"),
+        (["convert", "nowhere", "new"], "nowhere is neither a checkpoint"),
+        (["convert", "a"], "required"),
         (["generate", "a", "--checkpoint", "nowhere"], "nowhere is neither a checkpoint"),
     ],
 )
 def test_a_mistake_is_one_line(folder, words, message):
-    if "--checkpoint" not in words and len(words) > 1:
+    if words[0] == "generate" and "--checkpoint" not in words and len(words) > 1:
         words = [*words, "--checkpoint", folder]
     done = run(*words)
     assert done.returncode == 2

@@ -4,12 +4,12 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
-import reference
 from mlx.utils import tree_flatten, tree_map
 
 from gpt2_mlx import model as model_module
 from gpt2_mlx.config import PRESETS, GPT2Config
-from gpt2_mlx.model import GPT2, dropout
+from gpt2_mlx.doctor import reference
+from gpt2_mlx.model import GPT2, dropout, gelu
 from gpt2_mlx.training.loss import cross_entropy
 
 RANDOM = np.random.RandomState(0)
@@ -44,6 +44,19 @@ def test_logits_equal_the_float64_reference(config):
     got = np.array(model(mx.array(tokens)))
     assert got.shape == (2, config.block_size, config.vocab_size)
     assert np.abs(got - expected).max() / np.abs(expected).max() < 1e-5
+
+
+def test_gelu_and_its_slope_are_those_of_its_formula():
+    x = np.concatenate([np.linspace(-12, 12, 4801), [-1e30, -40, 40, 1e30]])
+    u = np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)
+    slope = 0.5 * (1 + np.tanh(u)) + 0.5 * x / np.cosh(np.clip(u, -99, 99)) ** 2 * np.sqrt(2 / np.pi) * (
+        1 + 3 * 0.044715 * x**2
+    )
+    y, got = mx.vjp(gelu, [mx.array(x, mx.float32)], [mx.ones(len(x))])
+    assert np.abs(np.array(y[0]) - 0.5 * x * (1 + np.tanh(u)))[:-4].max() < 2e-6
+    assert np.abs(np.array(got[0]) - slope)[:-4].max() < 1e-5
+    assert np.array(y[0])[-4:].tolist() == [0, 0, 40, np.float32(1e30)]
+    assert mx.all(mx.isnan(gelu(mx.array([np.nan])))).item()
 
 
 def test_gradients_equal_the_reference_along_random_directions(small):
@@ -205,3 +218,31 @@ def test_recomputed_activations_drop_the_same_elements(small, monkeypatch, compi
     kept, remade = gradients(False), dict(gradients(True))
     same = all(np.allclose(g, remade[name], rtol=1e-5, atol=1e-6) for name, g in kept)
     assert same == (masks == "keyed")
+
+
+@pytest.mark.parametrize(("n_embd", "group_size"), [(64, 64), (96, 32)])
+@pytest.mark.parametrize("bits", [8, 4])
+def test_quantised_matrices_round_to_the_nearest_of_their_groups_levels(n_embd, group_size, bits):
+    model = GPT2(GPT2Config(block_size=5, vocab_size=7, n_layer=1, n_head=2, n_embd=n_embd))
+    before = {name: np.array(p) for name, p in tree_flatten(model.parameters())}
+    model.quantize(bits)
+    assert model.quantization == {"group_size": group_size, "bits": bits, "mode": "affine"}
+    assert model.dtype == mx.float32
+    quantised = {"wte", *(f"h.0.{name}" for name in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"))}
+    after = dict(tree_flatten(model.parameters()))
+    assert {name.removesuffix(".scales") for name in after if name.endswith(".scales")} == quantised
+    for name in before:
+        module = name.removesuffix(".weight")
+        if module not in quantised:
+            assert (np.array(after[name]) == before[name]).all(), name
+            continue
+        rounded = mx.dequantize(after[name], after[f"{module}.scales"], after[f"{module}.biases"], group_size, bits)
+        groups = before[name].reshape(-1, group_size)
+        level = (groups.max(-1) - groups.min(-1)) / (2**bits - 1)
+        error = np.abs(np.array(rounded) - before[name]).reshape(-1, group_size).max(-1)
+        assert (error < 1.1 * level).all(), name
+
+
+def test_what_cannot_be_quantised_is_named(small):
+    with pytest.raises(ValueError, match="n_embd is 12; to be quantised it must be a multiple of 32"):
+        GPT2(small).quantize(4)

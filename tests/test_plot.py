@@ -50,6 +50,12 @@ def test_files_of_all_kinds_for_one_and_several_runs(tmp_path, ending, magic):
         assert out.read_bytes().startswith(magic)
 
 
+def test_a_curve_for_a_page_is_in_the_pages_colours(tmp_path):
+    drawn = plot.svg(run(tmp_path), ink="#123456", accent="#abcdef").decode()
+    assert drawn.startswith("<?xml") and "fill: #ffffff" not in drawn
+    assert "#123456" in drawn and "#abcdef" in drawn and "#1f77b4" not in drawn
+
+
 def test_what_cannot_be_drawn_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"figure\.gif; its name must end in one of \.png, \.svg, \.pdf"):
         plot.draw([run(tmp_path)], tmp_path / "figure.gif")

@@ -97,6 +97,15 @@ def test_two_processes_equal_one_with_twice_the_accumulation_bit_for_bit(alone, 
     assert losses(tmp_path / "two") == losses(alone)
 
 
+def test_two_processes_begin_with_the_same_weights(alone, text, tmp_path):
+    flags = {"init_from": alone, "max_steps": 2, "eval_interval": 2}
+    done = launch(command(text, tmp_path / "two", **flags))
+    assert done.returncode == 0, done.stderr
+    flags["grad_accum_steps"] = 2
+    subprocess.run(command(text, tmp_path / "one", **flags), cwd=ROOT, check=True, capture_output=True)
+    assert losses(tmp_path / "two") == losses(tmp_path / "one")
+
+
 def test_two_processes_of_several_micro_batches_equal_one_up_to_the_order_of_sums(text, tmp_path):
     flags = {"grad_accum_steps": 6, "max_steps": 3, "eval_interval": 3}
     done = launch(command(text, tmp_path / "two", **flags))

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpt2_mlx.generation.sampling import FEW, penalised, sample, uniform
+from gpt2_mlx.generation.sampling import FEW, MANY, penalised, sample, uniform
 from gpt2_mlx.generation.scheduler import SamplingParams, Sequence
 
 P = np.array([0.1, 0.4, 0.2, 0.3])
@@ -50,15 +50,17 @@ def test_the_share_of_draws_is_the_probability(params, expected):
 
 
 @pytest.mark.parametrize(
-    "params", [{"top_k": FEW}, {"top_k": FEW + 1}, {"top_k": 500}, {"top_p": 0.9}, {"min_p": 0.05}]
+    "params",
+    [{"top_k": FEW}, {"top_k": FEW + 1}, {"top_k": MANY + 1}, {"top_p": 0.5}, {"top_p": 0.99}, {"min_p": 0.05}],
 )
 def test_every_way_of_drawing_draws_the_same_shares(params):
-    logits = np.random.RandomState(0).standard_normal(500).astype(np.float32) * 2
+    V = 3000  # more than FEW chunks
+    logits = np.random.RandomState(0).standard_normal(V).astype(np.float32) * 2
     p = np.exp(logits - logits.max())
     order = np.argsort(-p)
-    p[order[params.get("top_k", 500) :]] = 0
+    p[order[params.get("top_k", V) :]] = 0
     p /= p.sum()
-    likelier = np.zeros(500)
+    likelier = np.zeros(V)
     likelier[order] = np.cumsum(p[order]) - p[order]
     p[(likelier >= params.get("top_p", 1.1)) | (p < params.get("min_p", 0) * p.max())] = 0
     got = shares(mx.array(logits), draws=20_000, **params)

@@ -33,17 +33,18 @@ def play(scheduler: Scheduler, arrivals: dict[int, list[Sequence]], cancels: dic
         for id in cancels.get(step, []):
             if everyone[id].status is not Status.WAITING or everyone[id] in scheduler.waiting:
                 end(everyone[id], "cancelled")
-        prefill, decode = scheduler.schedule()
+        prefill = scheduler.schedule()
         assert len(scheduler.running) <= 3, "never more rows than slots"
         assert len({s.slot for s in scheduler.running.values()}) == len(scheduler.running)
         assert sum(s.piece for s in prefill[:-1]) < scheduler.prefill_budget
-        assert prefill or decode or not scheduler.waiting, "a step that does nothing"
-        for s in [*prefill, *decode]:
+        for s in prefill:
             s.cached += s.piece
-            if s.cached == len(s.context):
-                s.append(0)
-                if len(s.generated) == s.params.max_tokens:
-                    end(s, "length")
+        assert prefill or scheduler.decoding or not scheduler.waiting, "a step that does nothing"
+        for s in scheduler.decoding:
+            s.cached += 1
+            s.append(0)
+            if len(s.generated) == s.params.max_tokens:
+                end(s, "length")
         step += 1
         assert step < 10_000, "somebody starves"
     return ended
@@ -82,10 +83,9 @@ def test_a_long_prompt_is_read_in_pieces_beside_those_that_decode():
     short, long, other = sequence(0, 1), sequence(1, 1000), sequence(2, 1000)
     for s in (short, long, other):
         scheduler.add(s)
-    short.cached, short.generated, short.context = 1, [0], [0, 0]
-    for cut in (256, 512, 768, 1000):
-        prefill, decode = scheduler.schedule()
-        assert prefill[0] is long and decode == [short]
+    for cut in (256, 512, 768, 999):  # the last token is decoded
+        prefill = scheduler.schedule()
+        assert prefill[0] is long and scheduler.decoding == [short]
         long.cached += long.piece
         assert long.cached == cut
 

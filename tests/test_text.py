@@ -81,13 +81,24 @@ def test_files_and_folders_of_the_users(tmp_path):
     (tmp_path / "sub").mkdir()
     for name in ("b.txt", "a.txt", "sub/c.txt", "picture.png"):
         (tmp_path / name).write_text(name)
+    for name in ("d.txt.gz", "e.f.jsonl", "g.jsonl.gz", "h.parquet", "table.json", "text.gz"):
+        (tmp_path / name).write_text("")
     assert text.find(str(tmp_path / "a.txt")) == text.Source("a", (tmp_path / "a.txt",))
     (tmp_path / "sub" / "input.txt").write_text("")
     assert text.find(str(tmp_path / "sub" / "input.txt")).name == "sub"
     (tmp_path / "sub" / "input.txt").unlink()
     found = text.find(str(tmp_path))
-    assert [file.name for file in found.files] == ["a.txt", "b.txt", "c.txt"]
+    names = ["a.txt", "b.txt", "d.txt.gz", "e.f.jsonl", "g.jsonl.gz", "h.parquet", "c.txt"]
+    assert [file.name for file in found.files] == names
     assert found.name == tmp_path.name
+    assert text.find(str(tmp_path / "d.txt.gz")).name == "d"
+    assert text.find(str(tmp_path / "e.f.jsonl")).name == "e.f"
+
+
+def test_a_folder_of_token_shards_is_one_source(tmp_path):
+    for name in ("shards.json", "a.txt"):
+        (tmp_path / name).write_text("")
+    assert text.find(str(tmp_path)) == text.Source(tmp_path.name, (tmp_path,))
 
 
 def test_a_broken_download_is_no_end(data, server, monkeypatch):
@@ -103,5 +114,5 @@ def test_what_is_not_there_is_named(tmp_path):
         text.find("")
     with pytest.raises(ValueError, match="'nowhere.txt', which is no file or folder; allowed: tinyshakespeare"):
         text.find("nowhere.txt")
-    with pytest.raises(ValueError, match="holds no .txt file"):
+    with pytest.raises(ValueError, match=r"holds no file in \.txt \.txt\.gz \.jsonl \.jsonl\.gz \.parquet"):
         text.find(str(tmp_path))

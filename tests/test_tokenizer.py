@@ -1,5 +1,6 @@
 import hashlib
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,6 +8,14 @@ from hypothesis import strategies as st
 from gpt2_mlx import tokenizer
 
 ENCODING = tokenizer.load()
+
+
+@pytest.fixture
+def unloaded():
+    """As if the vocabulary had not been read yet."""
+    tokenizer.load.cache_clear()
+    yield
+    tokenizer.load.cache_clear()
 
 
 def test_known_ids():
@@ -22,6 +31,13 @@ def test_text_survives(text):
     ids = ENCODING.encode_ordinary(text)
     assert ENCODING.decode(ids) == text
     assert all(0 <= i < tokenizer.EOT for i in ids)
+
+
+@given(st.text(st.characters()))  # surrogates, too
+def test_encode_gives_the_ids_of_encode_ordinary(text):
+    ids = tokenizer.encode(ENCODING, text)
+    assert ids.dtype == np.uint16
+    assert ids.tolist() == ENCODING.encode_ordinary(text)
 
 
 @given(st.text())
@@ -48,7 +64,7 @@ def test_the_files_are_openais():
         assert hashlib.sha256((tokenizer.ASSETS / name).read_bytes()).hexdigest() == digest
 
 
-def test_a_changed_vocabulary_is_refused(tmp_path, monkeypatch):
+def test_a_changed_vocabulary_is_refused(tmp_path, monkeypatch, unloaded):
     for name in ("encoder.json", "vocab.bpe"):
         (tmp_path / name).write_bytes((tokenizer.ASSETS / name).read_bytes().replace(b"hello", b"hullo"))
     monkeypatch.setattr(tokenizer, "ASSETS", tmp_path)
@@ -56,7 +72,7 @@ def test_a_changed_vocabulary_is_refused(tmp_path, monkeypatch):
         tokenizer.load()
 
 
-def test_no_network(monkeypatch, tmp_path):
+def test_no_network(monkeypatch, tmp_path, unloaded):
     import socket
 
     def refuse(*args):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from gpt2_mlx import checkpoint, metrics
+from gpt2_mlx import GPT2, GPT2Config, checkpoint, metrics
 
 ROOT = Path(__file__).parents[1]
 TINY = {"n-layer": 1, "n-head": 1, "n-embd": 8, "block-size": 16, "batch-size": 2, "dropout": 0.1, "warmup-steps": 2}
@@ -152,20 +152,82 @@ def test_a_finished_run_can_be_resumed_further(undisturbed, text, tmp_path):
     assert (run / "latest").resolve().name == "step-00000042"
 
 
-def test_weights_of_a_checkpoint_can_be_the_beginning(undisturbed, text, tmp_path):
-    shape = ["n-layer", "n-head", "n-embd", "block-size"]
-    flags = [f"--{name}={value}" for name, value in TINY.items() if name not in shape]
-    base = [sys.executable, "train.py", "--data", str(text), "--init-from", str(undisturbed), *flags]
-    done = subprocess.run([*base, "--out", str(tmp_path / "tuned")], capture_output=True, text=True, cwd=ROOT)
+def fine_tune(text: Path, init: Path, out: Path, *flags: str) -> subprocess.CompletedProcess:
+    words = [f"--data={text}", f"--init-from={init}", f"--out={out}", "--device=cpu", "--sample-interval=0", *flags]
+    return subprocess.run([sys.executable, "train.py", *words], capture_output=True, text=True, cwd=ROOT)
+
+
+def val_losses(run: Path) -> dict[int, float]:
+    return {e["step"]: e["val_loss"] for e in metrics.read(run / "metrics.jsonl") if e["event"] == "eval"}
+
+
+def test_weights_of_a_run_can_be_the_beginning(undisturbed, text, tmp_path):
+    done = fine_tune(text, undisturbed, tmp_path / "tuned", "--max-steps=4", "--eval-interval=2")
     assert done.returncode == 0, done.stderr
-    first = next(e["val_loss"] for e in metrics.read(tmp_path / "tuned" / "metrics.jsonl") if e["event"] == "eval")
-    last = [e["val_loss"] for e in metrics.read(undisturbed / "metrics.jsonl") if e["event"] == "eval"][-1]
-    assert first < last + 0.1
-    wrong = subprocess.run(
-        [*base, "--n-embd=16", "--out", str(tmp_path / "x")], capture_output=True, text=True, cwd=ROOT
+    losses = val_losses(tmp_path / "tuned")
+    assert list(losses) == [0, 2, 4]
+    assert abs(losses[0] - min(val_losses(undisturbed).values())) < 1e-4  # before the first step: what they knew
+    assert losses[4] < losses[0]
+    saved = json.loads((tmp_path / "tuned" / "train.json").read_text())["config"]
+    assert (saved["optimizer"], saved["patience"], saved["warmup_steps"]) == ("adamw", 3, 0)
+
+
+def test_fine_tuning_goes_on_after_a_kill_before_its_first_checkpoint(undisturbed, text, tmp_path):
+    assert fine_tune(text, undisturbed, tmp_path / "whole", "--max-steps=2").returncode == 0
+    run = tmp_path / "killed"
+    run.mkdir()
+    (run / "train.json").write_bytes((tmp_path / "whole" / "train.json").read_bytes())
+    done = subprocess.run(
+        [sys.executable, "train.py", "--resume", f"--out={run}"], capture_output=True, text=True, cwd=ROOT
     )
-    assert wrong.returncode == 2
-    assert "--n-embd is 16, but" in wrong.stderr
+    assert done.returncode == 0, done.stderr
+    assert val_losses(run) == val_losses(tmp_path / "whole")
+
+
+def test_weights_that_training_makes_worse_stay_the_best(undisturbed, text, tmp_path):
+    run = tmp_path / "spoilt"
+    done = fine_tune(
+        text, undisturbed, run, "--learning-rate=10", "--max-steps=9", "--eval-interval=1", "--warmup-steps=0"
+    )
+    assert done.returncode == 0, done.stderr
+    losses = val_losses(run)
+    assert list(losses) == [0, 1, 2, 3]  # patience
+    assert (run / "best").resolve().name == "step-00000000"
+    assert "(weights of step 0)" in done.stdout
+
+
+def test_positions_can_be_cropped(undisturbed, text, tmp_path):
+    done = fine_tune(text, undisturbed, tmp_path / "short", "--max-steps=1", "--block-size=9", "--learning-rate=1e-12")
+    assert done.returncode == 0, done.stderr
+    whole, short = checkpoint.load(checkpoint.resolve(undisturbed)), checkpoint.load(tmp_path / "short" / "latest")
+    assert short.config.block_size == 9
+    assert abs(short.wpe.weight - whole.wpe.weight[:9]).max() < 1e-6
+    assert fine_tune(text, undisturbed, tmp_path / "short", "--resume", "--max-steps=2").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--n-embd=16"], "--n-embd is 16, but"),
+        (["--block-size=17"], "has 16 at most"),
+        (["--preset=tiny"], "--preset is tiny, but --init-from"),
+    ],
+)
+def test_a_shape_that_the_weights_do_not_have_is_refused(undisturbed, text, tmp_path, flags, message):
+    done = fine_tune(text, undisturbed, tmp_path / "run", *flags)
+    assert done.returncode == 2
+    assert message in done.stderr and done.stderr.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_quantised_weights_are_refused_and_leave_nothing(text, tmp_path):
+    model = GPT2(GPT2Config(block_size=16, n_layer=1, n_head=1, n_embd=32))
+    model.quantize(8)
+    checkpoint.save(tmp_path / "q8", model)
+    done = fine_tune(text, tmp_path / "q8", tmp_path / "run")
+    assert done.returncode == 2
+    assert f"--init-from is {tmp_path / 'q8'}, which is quantised" in done.stderr
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

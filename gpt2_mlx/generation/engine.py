@@ -1,17 +1,20 @@
 """The engine: continuous batching of sequences over one model and one cache. A step is schedule, run, postprocess."""
 
+import itertools
 from dataclasses import dataclass
 
 import mlx.core as mx
 import numpy as np
 
-from .. import tokenizer
-from ..kv_cache import KVCache
+from .. import device, tokenizer
+from ..kv_cache import KVCache, bucket
 from ..model import GPT2
 from .sampling import penalised, sample, uniform
 from .scheduler import PIECE, SamplingParams, Scheduler, Sequence, Status
 
-WIDTHS = (16, 32, 64, 128, PIECE)  # a prompt's piece is padded to one of these
+ROW_COUNTS = (1, 2, 4, 8, 16, 32)  # rows decoded in one pass, padding included
+WIDTHS = (8, 16, 24, 32, 48, 64, 96, 128, 192, PIECE)  # a prompt's piece is padded to one of these
+_ids = itertools.count()  # of sequences: no two of a process are the same, whatever their engine
 
 
 @dataclass(frozen=True)
@@ -37,8 +40,8 @@ class Output:
 class Engine:
     """Generates for many sequences at once.
 
-    Every sequence gets the text it would get alone: a prompt is read by itself, in pieces cut at fixed places, and
-    all slots are decoded in one pass of fixed shape, whoever is in them. On a CPU that holds bit for bit.
+    Every sequence gets the text it would get alone. On a CPU that holds bit for bit: a prompt is read by itself, in
+    pieces cut at fixed places, and rows are decoded together in numbers that leave each row's bits as they are.
 
     Args:
         model: evaluated, and used by this thread alone.
@@ -48,12 +51,11 @@ class Engine:
     def __init__(self, model: GPT2, n_slots: int = 16):
         self.model = model
         self.block_size, self.vocab_size = model.config.block_size, model.config.vocab_size
-        self._n_slots = n_slots
-        self._cache = KVCache(model.config, n_slots, model.wte.weight.dtype)
+        self._row_counts = _equal_row_counts(model)
+        self._cache = KVCache(model.config, n_slots, model.dtype)
         self._scheduler = Scheduler(n_slots)
         self._sequences: dict[int, Sequence] = {}
         self._in_step: list[Sequence] = []
-        self._next_id = 0
 
     def add(self, prompt: list[int], params: SamplingParams) -> int:
         """Queue a sequence and return its id.
@@ -66,8 +68,9 @@ class Engine:
         for token in (*prompt, *params.logit_bias):
             if not 0 <= token < self.vocab_size:
                 raise ValueError(f"token {token} is out of range; it must lie in [0, {self.vocab_size - 1}]")
-        sequence = Sequence(self._next_id, list(prompt), params, self.block_size)
-        self._next_id += 1
+        sequence = Sequence(next(_ids), list(prompt), params, self.block_size)
+        if params.prompt_logprobs:
+            sequence.noted_prompt.append(Token(sequence.context[0]))
         self._sequences[sequence.id] = sequence
         self._scheduler.add(sequence)
         return sequence.id
@@ -82,15 +85,11 @@ class Engine:
 
         An exception leaves the sequences of the step to `fail_step`; the others are untouched.
         """
-        self._in_step = []
-        prefill, decode = self._scheduler.schedule()
-        self._in_step = [*prefill, *decode]
-        outputs = []
-        for sequence in prefill:
-            outputs += self._prefill(sequence)
-        if decode:
-            outputs += self._decode(decode)
-        return outputs
+        self._in_step = self._scheduler.schedule()
+        for group in self._prefill_groups(self._in_step):
+            self._prefill(group)
+        self._in_step = self._scheduler.decoding
+        return self._decode(self._in_step)
 
     def fail_step(self) -> list[int]:
         """Free the sequences of a step that raised, and return their ids: its outputs are lost for all of them."""
@@ -102,7 +101,7 @@ class Engine:
         """Run each shape once, so that the first request is as fast as the tenth."""
         for width in WIDTHS:
             if width < self.block_size:
-                self.add([0] * width, SamplingParams(max_tokens=2, seed=0))
+                self.add([0] * (width + 1), SamplingParams(max_tokens=2, seed=0))
         while self.has_work:
             self.step()
 
@@ -124,62 +123,75 @@ class Engine:
         self._scheduler.finish(sequence, reason)
         self._sequences.pop(sequence.id, None)
 
-    def _prefill(self, sequence: Sequence) -> list[Output]:
-        """Read the next piece of a sequence's context; after the last one, draw a token."""
-        self._share_prefill(sequence)
-        n, slot = sequence.piece, sequence.slot
-        piece = sequence.context[sequence.cached : sequence.cached + n]
-        width = next(width for width in WIDTHS if width >= n)
-        tokens = mx.array([piece + [0] * (width - n)])  # (1, T)
-        self._cache.lengths[slot] = sequence.cached
-        hidden = self.model.hidden(tokens, cache=self._cache.extend(slice(slot, slot + 1), [n], width))
-        mx.eval(hidden, self._cache.state())
-        sequence.cached += n
-        if sequence.params.prompt_logprobs and not sequence.slides:
-            self._note_prompt(sequence, hidden[0, :n])
-        if sequence.cached < len(sequence.context):
-            return []
-        return self._postprocess([sequence], self._head(hidden[:, n - 1]))
+    def _prefill_groups(self, sequences: list[Sequence]) -> list[list[Sequence]]:
+        """Sequences to be read together: on a GPU those of one shape; on a CPU, whose bits would change, each alone."""
+        groups: dict = {}
+        taken: list[Sequence] = []
+        for sequence in sequences:
+            self._share_prefill(sequence)
+            if sequence.is_decoding or any(_can_share(sequence, other) for other in taken):
+                continue  # it takes over what the other reads now
+            taken.append(sequence)
+            shape = _width(sequence.piece), bucket(sequence.cached + sequence.piece)
+            groups.setdefault(shape if device.on_gpu() else sequence.id, []).append(sequence)
+        return list(groups.values())
 
     def _share_prefill(self, sequence: Sequence) -> None:
         """Take over what another slot has read of the same prompt."""
-        if sequence.cached or sequence.params.prompt_logprobs:
-            return
         for other in self._scheduler.running.values():
-            if other is not sequence and other.prompt == sequence.prompt and not other.slides and not sequence.slides:
-                # the last token is read anew, for its logits; a piece begins where it always does
-                shared = min(other.cached, len(sequence.context) - 1) // PIECE * PIECE
-                if shared:
-                    self._cache.copy(other.slot, sequence.slot, shared)
-                    sequence.cached = shared
-                return
+            if _can_share(sequence, other) and other.cached > sequence.cached:
+                n = min(other.cached, len(sequence.context) - 1)
+                self._cache.copy(other.slot, sequence.slot, n)
+                sequence.cached = n
+
+    def _prefill(self, sequences: list[Sequence]) -> None:
+        """Read the next pieces of contexts, all of one width."""
+        slots, counts = [s.slot for s in sequences], [s.piece for s in sequences]
+        width = _width(max(counts))
+        pieces = [s.context[s.cached : s.cached + n] + [0] * (width - n) for s, n in zip(sequences, counts)]
+        self._cache.lengths[slots] = [s.cached for s in sequences]
+        hidden = self.model.hidden(mx.array(pieces), cache=self._cache.extend(slots, counts, width))  # (B, T, C)
+        mx.eval(self._cache.state())
+        for row, sequence, n in zip(hidden, sequences, counts):
+            sequence.cached += n
+            if sequence.params.prompt_logprobs and not sequence.slides:
+                self._note_prompt(sequence, row[:n])
 
     def _decode(self, sequences: list[Sequence]) -> list[Output]:
-        """Draw one token for each of the sequences: one pass over all slots, whoever is in them."""
-        counts, last = [0] * self._n_slots, [0] * self._n_slots
-        for sequence in sequences:
-            counts[sequence.slot], last[sequence.slot] = 1, sequence.context[-1]
-            self._cache.lengths[sequence.slot] = sequence.cached
-        view = self._cache.extend(slice(0, self._n_slots), counts, width=1)
-        logits = self._head(self.model.hidden(mx.array(last)[:, None], cache=view)[:, 0])  # (S, V)
+        """Draw a token for each of the sequences, and end what has come to its end."""
+        outputs = [self._output(s, None) for s in sequences if s.params.max_tokens == 0]
+        sequences = [s for s in sequences if s.params.max_tokens]
+        if not sequences:
+            return outputs
+        groups = itertools.groupby(sequences, lambda s: s.slot // self._row_counts[-1])
+        logits = mx.concatenate([self._next_logits(list(group)) for _, group in groups])  # (B, V)
+        log_p = logits - mx.logsumexp(logits, axis=-1, keepdims=True)  # computed where it is asked for
+        draws = [uniform(s.params.seed, len(s.generated)) for s in sequences]
+        ids = sample(penalised(logits, sequences), sequences, draws)
+        mx.eval(ids)
         for sequence in sequences:
             sequence.cached += 1
-        return self._postprocess(sequences, logits[mx.array([s.slot for s in sequences])])
+        tokens = [_token(row, id, s.params) for row, id, s in zip(log_p, ids.tolist(), sequences)]
+        return outputs + [self._output(sequence, token) for sequence, token in zip(sequences, tokens)]
+
+    def _next_logits(self, sequences: list[Sequence]) -> mx.array:
+        """The logits (B, V) of the next tokens of sequences in neighbouring slots, in the order of the slots."""
+        first = sequences[0].slot // self._row_counts[-1] * self._row_counts[-1]
+        rows = [s.slot - first for s in sequences]
+        n_slots = rows[-1] + 1
+        n_rows = next(n for n in self._row_counts if n >= n_slots)
+        counts, last = [0] * n_slots, [0] * n_rows
+        for row, sequence in zip(rows, sequences):
+            counts[row], last[row] = 1, sequence.context[-1]
+            self._cache.lengths[sequence.slot] = sequence.cached
+        view = self._cache.extend(list(range(first, first + n_slots)), counts, width=1, n_rows=n_rows)
+        logits = self._head(self.model.hidden(mx.array(last)[:, None], cache=view)[:, 0])
+        mx.eval(logits, self._cache.state())  # or the next group would copy the cache
+        return logits[mx.array(rows)]
 
     def _head(self, hidden: mx.array) -> mx.array:
         """(B, C) -> (B, V) float32."""
         return self.model.wte.as_linear(hidden).astype(mx.float32)
-
-    def _postprocess(self, sequences: list[Sequence], logits: mx.array) -> list[Output]:
-        """Draw from logits (B, V), append, and end what has come to its end."""
-        if sequences[0].params.max_tokens == 0:  # its prompt was to be read, no more: it is never decoded with others
-            return [self._output(sequences[0], None)]
-        log_p = logits - mx.logsumexp(logits, axis=-1, keepdims=True)  # (B, V), computed where it is asked for
-        draws = [uniform(s.params.seed, len(s.generated)) for s in sequences]
-        ids = sample(penalised(logits, sequences), sequences, draws)
-        mx.eval(ids, self._cache.state())
-        tokens = [_token(row, id, s.params) for row, id, s in zip(log_p, ids.tolist(), sequences)]
-        return [self._output(sequence, token) for sequence, token in zip(sequences, tokens)]
 
     def _output(self, sequence: Sequence, token: Token | None) -> Output:
         reason = "length" if token is None else None
@@ -199,15 +211,46 @@ class Engine:
 
     def _note_prompt(self, sequence: Sequence, hidden: mx.array) -> None:
         """The log-probabilities of the prompt's tokens that follow those just read: hidden (n, C)."""
-        end = sequence.cached
-        begin = end - len(hidden)
-        if begin == 0:
-            sequence.noted_prompt.append(Token(sequence.context[0]))
-        following = sequence.context[begin + 1 : end + 1]
-        if following:
-            logits = self._head(hidden[: len(following)])
-            log_p = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
-            sequence.noted_prompt += [_token(row, id, sequence.params) for row, id in zip(log_p, following)]
+        following = sequence.context[sequence.cached - len(hidden) + 1 : sequence.cached + 1]
+        logits = self._head(hidden)
+        log_p = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+        sequence.noted_prompt += [_token(row, id, sequence.params) for row, id in zip(log_p, following)]
+
+
+def _width(n: int) -> int:
+    return next(width for width in WIDTHS if width >= n)
+
+
+def _can_share(sequence: Sequence, other: Sequence) -> bool:
+    """Whether a sequence may take over what another reads: the same prompt, the window still at its beginning."""
+    return (
+        sequence is not other
+        and sequence.prompt == other.prompt
+        and not (sequence.slides or other.slides or sequence.params.prompt_logprobs)
+    )
+
+
+def _equal_row_counts(model: GPT2) -> tuple[int, ...]:
+    """The numbers of rows with which a pass gives each row the same bits; found by trying, with equal rows.
+
+    A BLAS takes another kernel where rows are few, and for the last ones of a product. Of several such sets of
+    numbers the one with the largest.
+    """
+    if device.on_gpu():
+        return ROW_COUNTS
+    block, C = model.h[0], model.config.n_embd
+    layers = [(block.attn.c_attn, C), (block.attn.c_proj, C), (block.mlp.c_fc, C), (block.mlp.c_proj, 4 * C)]
+    layers.append((model.wte.as_linear, C))
+    x = mx.random.normal((1, 4 * C), key=mx.random.key(0)).astype(model.dtype)
+    equal: list[int] = []
+    expected: list[np.ndarray] = []  # what a row gets from each layer
+    for n in reversed(ROW_COUNTS):
+        results = [np.array(layer(mx.repeat(x[:, :width], n, axis=0)).astype(mx.float32)) for layer, width in layers]
+        rows = expected or [result[0] for result in results]
+        if all((result == row).all() for result, row in zip(results, rows)):
+            equal.append(n)
+            expected = rows
+    return tuple(reversed(equal))
 
 
 def _token(log_p: mx.array, id: int, params: SamplingParams) -> Token:

@@ -1,6 +1,6 @@
 """Sampling: logits and each row's parameters and random numbers -> token ids. Pure functions over rows.
 
-Shapes: B rows, V vocab_size, K candidates. What a row gets does not depend on the other rows.
+Shapes: B rows, V vocab_size, n of its tokens. What a row gets does not depend on the other rows.
 """
 
 from collections import Counter
@@ -8,9 +8,11 @@ from collections import Counter
 import mlx.core as mx
 import numpy as np
 
+from .. import device
 from .scheduler import SamplingParams, Sequence
 
-FEW = 128  # rows whose top_k is at most this need no more candidates
+FEW, MANY = 64, 1024  # so many of the likeliest tokens are looked at, if that is enough
+CHUNK = 32  # in search of them, tokens are looked over in chunks
 
 
 def uniform(seed: int, position: int) -> float:
@@ -65,55 +67,79 @@ def sample(logits: mx.array, sequences: list[Sequence], draws: list[float]) -> m
         (B,) int32.
     """
     tokens = mx.argmax(logits, axis=-1).astype(mx.int32)
-    for way in (_from_few, _from_all, _from_sorted):
-        rows = [i for i, s in enumerate(sequences) if _way(s.params) is way]
-        if rows:
-            drawn = way(logits[mx.array(rows)], [sequences[i].params for i in rows], [draws[i] for i in rows])
-            tokens[mx.array(rows)] = drawn.astype(mx.int32)
+    rows_by_way: dict[tuple, list[int]] = {}
+    for row, sequence in enumerate(sequences):
+        if sequence.params.temperature > 0:
+            rows_by_way.setdefault(_way(sequence.params, logits.shape[-1]), []).append(row)
+    for (way, *n), rows in rows_by_way.items():
+        drawn = way(logits[mx.array(rows)], [sequences[i].params for i in rows], [draws[i] for i in rows], *n)
+        tokens[mx.array(rows)] = drawn.astype(mx.int32)
     return tokens
 
 
-def _way(params: SamplingParams):
-    """The cheapest way to draw; what is drawn is the same. None: the likeliest token, without a draw."""
-    if params.temperature == 0:
-        return None
-    if 0 < params.top_k <= FEW:
-        return _from_few
-    return _from_all if params.top_k == 0 and params.top_p == 1 else _from_sorted
-
-
-def _from_few(logits: mx.array, params: list[SamplingParams], draws: list[float]) -> mx.array:
-    k = min(FEW, logits.shape[-1])
-    candidates = mx.argpartition(-logits, k - 1, axis=-1)[:, :k]  # (B, K)
-    order = mx.argsort(-mx.take_along_axis(logits, candidates, axis=-1), axis=-1)
-    return _draw(logits, mx.take_along_axis(candidates, order, axis=-1), params, draws)
-
-
-def _from_sorted(logits: mx.array, params: list[SamplingParams], draws: list[float]) -> mx.array:
-    return _draw(logits, mx.argsort(-logits, axis=-1), params, draws)
+def _way(params: SamplingParams, V: int) -> tuple:
+    """The cheapest function that draws as the parameters ask, and how many of the likeliest tokens it looks at."""
+    if params.top_k:
+        return _from_top_k, next(n for n in (FEW, MANY, V) if n >= min(params.top_k, V))
+    return (_from_all,) if params.top_p == 1 else (_from_top_p, MANY)
 
 
 def _from_all(logits: mx.array, params: list[SamplingParams], draws: list[float]) -> mx.array:
-    p = mx.softmax(logits / _column(params, "temperature"), axis=-1, precise=True)  # (B, V)
-    keep = p >= _column(params, "min_p") * mx.max(p, axis=-1, keepdims=True)
-    return _pick(mx.where(keep, p, 0), draws)[:, 0]
+    e = _exponentials(logits, mx.max(logits, axis=-1, keepdims=True), _column(params, "temperature"))  # (B, V)
+    return _pick(mx.where(e >= _column(params, "min_p"), e, 0), draws)[:, 0]
 
 
-def _draw(logits: mx.array, candidates: mx.array, params: list[SamplingParams], draws: list[float]) -> mx.array:
-    """Apply each row's top_k, then top_p and min_p, to candidates (B, K) in falling order; draw one: (B,)."""
-    V, K = logits.shape[-1], candidates.shape[-1]
-    rank = mx.arange(K)[None]
-    in_top_k = rank < mx.array([p.top_k or V for p in params])[:, None]
-    scaled = mx.take_along_axis(logits, candidates, axis=-1) / _column(params, "temperature")
-    p = mx.softmax(mx.where(in_top_k, scaled, -mx.inf), axis=-1, precise=True)
-    likelier = mx.cumsum(p, axis=-1) - p  # the sum before each
-    keep = in_top_k & (likelier < _column(params, "top_p")) & (p >= _column(params, "min_p") * p[:, :1])
-    chosen = _pick(mx.where(keep | (rank == 0), p, 0), draws)
-    return mx.take_along_axis(candidates, chosen, axis=-1)[:, 0]
+def _from_top_k(logits: mx.array, params: list[SamplingParams], draws: list[float], n: int) -> mx.array:
+    ids, e = _likeliest(logits, params, n)  # (B, n)
+    e = mx.where(mx.arange(ids.shape[-1]) < _column(params, "top_k"), e, 0)
+    return _draw(ids, e, mx.sum(e, axis=-1, keepdims=True), params, draws)
+
+
+def _from_top_p(logits: mx.array, params: list[SamplingParams], draws: list[float], n: int) -> mx.array:
+    ids, e = _likeliest(logits, params, n)  # (B, n)
+    every = _exponentials(logits, mx.max(logits, axis=-1, keepdims=True), _column(params, "temperature"))
+    total = mx.sum(every, axis=-1, keepdims=True)
+    is_enough = mx.sum(e, axis=-1, keepdims=True) >= _column(params, "top_p") * total
+    if ids.shape[-1] < logits.shape[-1] and not mx.all(is_enough).item():
+        return _from_top_p(logits, params, draws, logits.shape[-1])  # draws the same where it was enough
+    return _draw(ids, e, total, params, draws)
+
+
+def _likeliest(logits: mx.array, params: list[SamplingParams], n: int) -> tuple[mx.array, mx.array]:
+    """The n likeliest tokens of each row (B, V), falling, and their probabilities over the likeliest one's: (B, n)."""
+    B, V = logits.shape
+    ids, values = mx.arange(V)[None], logits
+    if n * CHUNK < V:  # they lie in the n chunks with the largest maxima: a sixth of the time
+        chunks = mx.pad(logits, [(0, 0), (0, -V % CHUNK)], constant_values=-mx.inf).reshape(B, -1, CHUNK)
+        best = mx.argpartition(-mx.max(chunks, axis=-1), n - 1, axis=-1)[:, :n]  # (B, n)
+        ids = (best[..., None] * CHUNK + mx.arange(CHUNK)).reshape(B, -1)  # (B, n * CHUNK)
+        values = chunks[mx.arange(B)[:, None], best].reshape(B, -1)
+    if n < V:
+        few = mx.argpartition(-values, n - 1, axis=-1)[:, :n]
+        ids = mx.take_along_axis(mx.broadcast_to(ids, values.shape), few, axis=-1)
+        values = mx.take_along_axis(values, few, axis=-1)
+    order = mx.argsort(-values, axis=-1)
+    values = mx.take_along_axis(values, order, axis=-1)
+    ids = mx.take_along_axis(mx.broadcast_to(ids, values.shape), order, axis=-1)
+    return ids, _exponentials(values, values[:, :1], _column(params, "temperature"))
+
+
+def _draw(ids: mx.array, e: mx.array, total: mx.array, params: list[SamplingParams], draws: list[float]) -> mx.array:
+    """Apply each row's top_p and min_p to tokens (B, n) of falling probability e / total; draw one: (B,)."""
+    likelier = mx.cumsum(e, axis=-1) - e  # the sum before each
+    keep = (likelier < _column(params, "top_p") * total) & (e >= _column(params, "min_p"))
+    chosen = _pick(mx.where(keep | (mx.arange(ids.shape[-1]) == 0), e, 0), draws)
+    return mx.take_along_axis(ids, chosen, axis=-1)[:, 0]
+
+
+@mx.compile
+def _exponentials(logits: mx.array, peak: mx.array, temperature: mx.array) -> mx.array:
+    """Each token's probability over that of the likeliest, whose logit (B, 1) is the peak."""
+    return device.exp_of_negative((logits - peak) / temperature)
 
 
 def _pick(p: mx.array, draws: list[float]) -> mx.array:
-    """The column of each row of weights p (B, K) at which the row's share of the total is passed: (B, 1)."""
+    """The column of each row of weights p (B, n) at which the row's share of the total is passed: (B, 1)."""
     cumulated = mx.cumsum(p, axis=-1)
     target = mx.array(draws)[:, None] * cumulated[:, -1:]
     # the least column whose sum is past the target has a weight of its own: never one that was dropped

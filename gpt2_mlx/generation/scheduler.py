@@ -56,8 +56,8 @@ class Status(Enum):
 class Sequence:
     """One text in the making.
 
-    `context` is what the slot should hold, `cached` how much of it the slot does hold. A sequence with one token to
-    read is decoded, one with more is prefilled: it is the same operation.
+    `context` is what the slot should hold, `cached` how much of it the slot does hold. All but the last token is
+    prefilled; the last is decoded, to draw the next from it.
     """
 
     id: int
@@ -78,12 +78,12 @@ class Sequence:
 
     @property
     def piece(self) -> int:
-        """How many tokens to read next: up to the next fixed cut."""
-        return min(len(self.context) - self.cached, PIECE - self.cached % PIECE)
+        """How many tokens to prefill next: up to the next fixed cut."""
+        return min(len(self.context) - 1 - self.cached, PIECE - self.cached % PIECE)
 
     @property
     def is_decoding(self) -> bool:
-        return len(self.context) - self.cached == 1 and bool(self.generated)
+        return self.cached == len(self.context) - 1
 
     def append(self, token: int) -> None:
         """Take a drawn token; where the window is full, keep its newer half, to be read again."""
@@ -112,8 +112,8 @@ class Scheduler:
     def add(self, sequence: Sequence) -> None:
         self.waiting.append(sequence)
 
-    def schedule(self) -> tuple[list[Sequence], list[Sequence]]:
-        """Admit what fits; return the sequences to prefill in this step and those to decode."""
+    def schedule(self) -> list[Sequence]:
+        """Admit what fits; return the sequences whose prompts are to be read on in this step, the oldest first."""
         while self.waiting and self._free:
             sequence = self.waiting.popleft()
             sequence.slot = self._free.pop()
@@ -124,7 +124,12 @@ class Scheduler:
             if not sequence.is_decoding and budget > 0:
                 prefill.append(sequence)
                 budget -= sequence.piece
-        return prefill, [s for s in self.running.values() if s.is_decoding]
+        return prefill
+
+    @property
+    def decoding(self) -> list[Sequence]:
+        """The running sequences whose next token can be drawn, by slot."""
+        return sorted((s for s in self.running.values() if s.is_decoding), key=lambda s: s.slot)
 
     def finish(self, sequence: Sequence, reason: str) -> None:
         """End a waiting or running sequence; its slot is free at once. Ending it twice does nothing."""

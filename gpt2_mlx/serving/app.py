@@ -77,7 +77,7 @@ async def completions(request: Request) -> Response:
 
 async def models(request: Request) -> Response:
     service = _service(request, needs_key=True)
-    model = {"id": service.model_id, "object": "model", "created": service.created, "owned_by": "gpt2_mlx"}
+    model = {"id": service.run.name, "object": "model", "created": service.created, "owned_by": "gpt2_mlx"}
     return JSONResponse({"object": "list", "data": [model]})
 
 
@@ -86,9 +86,10 @@ async def health(_: Request) -> Response:
 
 
 async def ready(request: Request) -> Response:
-    if reason := _service(request).engine.unready:
+    engine = _service(request).engine
+    if reason := engine.unready:
         raise ApiError(503, reason, headers=RETRY_AFTER)
-    return JSONResponse({"status": "ready"})
+    return JSONResponse({"status": "ready", "checkpoint": engine.checkpoint.name})
 
 
 async def metrics(request: Request) -> Response:

@@ -1,14 +1,15 @@
-"""`AsyncEngine`: one thread around one Engine. Requests come in through a bounded inbox, events go out to asyncio."""
+"""`AsyncEngine`: one thread around the engines. Requests come in through a bounded inbox, events go out to asyncio."""
 
 import contextlib
 import logging
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import mlx.core as mx
 
-from ..generation.engine import Engine
+from .engines import Engines
 from .stream import Event, Job, QueueFull, Refused, StepFailed, Stream, Unavailable
 
 PROBE_SECONDS = 5.0  # between two trials of an engine whose last step failed
@@ -17,18 +18,19 @@ log = logging.getLogger(__name__)
 
 
 class AsyncEngine:
-    """An Engine in a thread of its own, which owns all arrays; what crosses is plain.
+    """Engines in a thread of their own, which owns all arrays; what crosses is plain.
 
     Args:
-        build: makes the Engine, in its thread.
+        build: makes the Engines, in that thread.
         max_queue: the most sequences that wait for a slot; one request may go beyond it by what it brings.
         on_step: called in the engine's thread after a step with the number of its sequences.
     """
 
-    def __init__(self, build: Callable[[], Engine], max_queue: int, on_step: Callable[[int], None] = lambda _: None):
+    def __init__(self, build: Callable[[], Engines], max_queue: int, on_step: Callable[[int], None] = lambda _: None):
         self.max_queue = max_queue
         self.failure: Exception | None = None  # what ended the engine
         self.n_running = 0
+        self.checkpoint: Path | None = None  # the folder of the one that answers where none is named
         self._build = build
         self._on_step = on_step
         self._on_failure: Callable[[], None] = lambda: None
@@ -83,14 +85,18 @@ class AsyncEngine:
         full = f"the queue is full: {self.n_waiting} wait" if self.n_waiting >= self.max_queue else None
         return self.closed or self._trouble or full
 
-    def submit(self, jobs: list[Job]) -> Stream:
+    def submit(self, jobs: list[Job], checkpoint: Path | None = None) -> Stream:
         """Queue the jobs of a request; call it in the event loop that shall get the events.
+
+        Args:
+            jobs: what is asked for.
+            checkpoint: the folder of the one to answer with, if not the one that answers at the time.
 
         Raises:
             QueueFull: `max_queue` sequences wait already.
             Unavailable: see `closed`.
         """
-        stream = Stream(jobs, self._cancel)
+        stream = Stream(jobs, self._cancel, checkpoint)
         with self._changed:
             if reason := self.closed:
                 raise Unavailable(reason)
@@ -99,6 +105,12 @@ class AsyncEngine:
             self._n_arriving += len(jobs)
             self._tell(self._admit, stream)
         return stream
+
+    def swap(self, checkpoint: Path) -> None:
+        """Answer with another checkpoint from the next step on; see `Engines`. One that cannot be loaded is told in the
+        log, and the old one goes on."""
+        with self._changed:
+            self._tell(self._swap, checkpoint)
 
     def _cancel(self, stream: Stream, number: int) -> None:
         with self._changed:
@@ -128,6 +140,7 @@ class AsyncEngine:
     def _serve(self) -> None:
         engine = self._build()
         engine.warm_up()
+        self._publish(engine)
         self._loaded.set()
         log.info("ready")
         while not self._stopping and time.monotonic() < self._deadline:
@@ -138,7 +151,7 @@ class AsyncEngine:
                 self._probe(engine)
             self._publish(engine)
 
-    def _read_inbox(self, engine: Engine) -> None:
+    def _read_inbox(self, engine: Engines) -> None:
         """Do what came in; without work, wait for something to do."""
         with self._changed:
             if not (self._inbox or self._stopping or engine.has_work):
@@ -149,29 +162,44 @@ class AsyncEngine:
             method(engine, *arguments)
         self._publish(engine, n_arrived)
 
-    def _publish(self, engine: Engine, n_arrived: int = 0) -> None:
+    def _publish(self, engine: Engines, n_arrived: int = 0) -> None:
         with self._changed:
             self._n_arriving -= n_arrived
             self._n_queued, self.n_running = engine.n_waiting, engine.n_running
+            self.checkpoint = engine.checkpoint
 
-    def _admit(self, engine: Engine, stream: Stream) -> None:
+    def _admit(self, engine: Engines, stream: Stream) -> None:
+        stream.checkpoint = stream.checkpoint or engine.checkpoint
         try:
             for number, (prompt, params) in enumerate(stream.jobs):
-                id = stream.ids[number] = engine.add(prompt, params)
+                id = stream.ids[number] = engine.add(prompt, params, stream.checkpoint)
                 self._live[id] = (stream, number)
+        except QueueFull as error:
+            self._fail(engine, stream, error)
         except ValueError as error:
             self._fail(engine, stream, Refused(str(error)))
+        except Exception:  # a checkpoint that does not fit into memory, say
+            log.exception("a request could not be taken")
+            self._fail(engine, stream, StepFailed("the engine failed on this request"))
 
-    def _drop(self, engine: Engine, stream: Stream, number: int) -> None:
+    def _swap(self, engine: Engines, checkpoint: Path) -> None:
+        try:
+            engine.swap(checkpoint)
+        except Exception:
+            log.exception("%s could not be loaded; %s goes on", checkpoint, engine.checkpoint)
+        else:
+            log.info("%s answers from now on", checkpoint)
+
+    def _drop(self, engine: Engines, stream: Stream, number: int) -> None:
         if self._live.pop(stream.ids.get(number), None):
             engine.cancel(stream.ids[number])
 
-    def _fail(self, engine: Engine, stream: Stream, error: Exception) -> None:
+    def _fail(self, engine: Engines, stream: Stream, error: Exception) -> None:
         for number in stream.ids:
             self._drop(engine, stream, number)
         self._deliver([(stream, error)])
 
-    def _step(self, engine: Engine) -> None:
+    def _step(self, engine: Engines) -> None:
         try:
             outputs = engine.step()
         except Exception as error:
@@ -188,7 +216,7 @@ class AsyncEngine:
                     del self._live[output.id]
         self._deliver(events)
 
-    def _step_failed(self, engine: Engine, error: Exception) -> None:
+    def _step_failed(self, engine: Engines, error: Exception) -> None:
         """Fail the requests of the step, whole; the engine goes on with the others."""
         log.error("a step failed", exc_info=error)
         self._trouble = f"the last step failed: {type(error).__name__}"
@@ -199,7 +227,7 @@ class AsyncEngine:
         for stream in {self._live[id][0] for id in failed if id in self._live}:
             self._fail(engine, stream, StepFailed("the engine failed on this request"))
 
-    def _probe(self, engine: Engine) -> None:
+    def _probe(self, engine: Engines) -> None:
         """Find out whether an engine whose last step failed works again."""
         try:
             engine.warm_up()

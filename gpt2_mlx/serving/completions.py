@@ -6,12 +6,14 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import tiktoken
 
 from .async_engine import AsyncEngine
 from .choice import Choice, EncodedPrompt, Piece
 from .errors import ApiError
+from .run import Run
 from .schemas import N_SEEDS, Request
 from .stream import QueueFull, Refused, StepFailed, Unavailable
 from .telemetry import Telemetry, request_id
@@ -26,8 +28,9 @@ class Service:
     engine: AsyncEngine
     encoding: tiktoken.Encoding
     telemetry: Telemetry
-    model_id: str
+    run: Run
     api_key: str | None = None
+    watches: bool = False  # whether a new best checkpoint of the run takes over
     created: int = field(default_factory=lambda: int(time.time()))
 
 
@@ -49,7 +52,7 @@ class Generation:
         owners = [prompt for prompt in prompts for _ in samples]
         self.choices = [Choice(i, prompt, request, service.encoding) for i, prompt in enumerate(owners)]
         with _told():
-            self.stream = service.engine.submit(jobs)
+            self.stream = service.engine.submit(jobs, _checkpoint(service, request))
         service.telemetry.prompt_tokens.inc(self.usage["prompt_tokens"])
 
     def __enter__(self) -> "Generation":
@@ -57,6 +60,11 @@ class Generation:
 
     def __exit__(self, *_) -> None:
         self.stream.close()
+
+    @property
+    def checkpoint(self) -> str:
+        """The name of the checkpoint that answers; known once a piece has come."""
+        return self.stream.checkpoint.name
 
     @property
     def usage(self) -> dict[str, int]:
@@ -91,6 +99,22 @@ class Generation:
         choice.last_at = now
 
 
+def _checkpoint(service: Service, request: Request) -> Path | None:
+    """The folder of the checkpoint that a request names.
+
+    Raises:
+        ApiError: 400, there is none of that name.
+    """
+    if request.checkpoint is None:
+        return None
+    folders = service.run.checkpoints()
+    if request.checkpoint not in folders:
+        allowed = ", ".join(folders)
+        message = f"checkpoint is {request.checkpoint[:80]!r}; allowed: {allowed}"
+        raise ApiError(400, message, "checkpoint", code="invalid_value")
+    return folders[request.checkpoint]
+
+
 @contextlib.contextmanager
 def _told() -> Iterator[None]:
     """Turns the engine's exceptions into ApiErrors."""
@@ -113,7 +137,9 @@ class SentenceForm:
         self.generation = generation
 
     def event(self, choice: Choice, piece: Piece) -> dict:
-        event = {"index": choice.index, "text": piece.text}
+        event: dict = {"index": choice.index, "text": piece.text}
+        if self.generation.request.wants_logprobs:
+            event["logprobs"] = piece.logprobs
         return event | ({"finish_reason": piece.finish_reason} if piece.finish_reason else {})
 
     def last_events(self) -> list[dict]:
@@ -127,7 +153,7 @@ class SentenceForm:
             answer["completed_sentences"] = texts
         if request.wants_logprobs:
             answer["logprobs"] = first.logprobs
-        return answer | {"usage": self.generation.usage}
+        return answer | {"checkpoint": self.generation.checkpoint, "usage": self.generation.usage}
 
 
 class CompletionForm:
@@ -140,19 +166,22 @@ class CompletionForm:
             "id": f"cmpl-{request_id.get()}",
             "object": "text_completion",
             "created": int(time.time()),
-            "model": generation.service.model_id,
+            "model": generation.service.run.name,
         }
 
     def event(self, choice: Choice, piece: Piece) -> dict:
         usage = {"usage": None} if self._wants_usage else {}
-        return self._head | {"choices": [self._choice(choice, piece)]} | usage
+        return self._object([self._choice(choice, piece)]) | usage
 
     def last_events(self) -> list[dict]:
-        return [self._head | {"choices": [], "usage": self.generation.usage}] if self._wants_usage else []
+        return [self._object([]) | {"usage": self.generation.usage}] if self._wants_usage else []
 
     def answer(self) -> dict:
         choices = [self._choice(choice, choice.whole) for choice in self.generation.choices]
-        return self._head | {"choices": choices, "usage": self.generation.usage}
+        return self._object(choices) | {"usage": self.generation.usage}
+
+    def _object(self, choices: list[dict]) -> dict:
+        return self._head | {"system_fingerprint": self.generation.checkpoint, "choices": choices}
 
     def _choice(self, choice: Choice, piece: Piece) -> dict:
         return {

@@ -1,7 +1,6 @@
 """`ServeConfig`: every flag of serve.py, with its unit and its reason."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 
@@ -9,8 +8,10 @@ from typing import Literal
 class ServeConfig:
     """Serve a checkpoint over HTTP."""
 
-    checkpoint: Path | None = None
-    """What to serve: a run or a checkpoint folder. Default: the newest run under checkpoints/."""
+    checkpoint: str | None = None
+    """Run, checkpoint folder, gpt2 ... gpt2-xl, or owner/name on the hub. Default: the newest run in checkpoints/."""
+    watch: bool = False
+    """Go over to a new best checkpoint of the run while it is training; what was begun ends on the old one."""
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 opens the server to the network."""
     port: int = 5001
@@ -23,6 +24,8 @@ class ServeConfig:
     """Where to compute; auto takes the GPU where there is one."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Type of weights, cache and computation; log-probabilities are float32 always."""
+    quantize: Literal[8, 4] | None = None
+    """Round the matrices to so many bits a weight: less memory, some loss of quality. Slower on Linux CPUs."""
     api_key: str | None = None
     """Ask requests for `Authorization: Bearer KEY`; /health, /ready, /metrics and the page stay open."""
     cors_origin: tuple[str, ...] = ()

@@ -3,7 +3,7 @@
 import reprlib
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, WithJsonSchema, model_validator
 
 from ..generation.scheduler import SamplingParams
 from ..tokenizer import VOCAB_SIZE
@@ -79,19 +79,41 @@ TopK = Annotated[int, Field(ge=0, le=MAX_TOP_K)]
 Logprobs = Annotated[int, Field(ge=0, le=MAX_LOGPROBS)]
 Penalty = Annotated[float, Field(ge=-MAX_PENALTY, le=MAX_PENALTY)]
 
+# What the readers above allow, as JSON Schema.
+_TEXT = {"type": "string", "maxLength": MAX_PROMPT_CHARS}
+_IDS = {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": VOCAB_SIZE - 1}, "minItems": 1}
+_SEVERAL = {"type": "array", "minItems": 1, "maxItems": MAX_PROMPTS}
+_PROMPTS = {"anyOf": [_TEXT, _SEVERAL | {"items": _TEXT}, _IDS, _SEVERAL | {"items": _IDS}]}
+_STOP = {"type": "string", "minLength": 1, "maxLength": MAX_STOP_CHARS}
+_STOPS = {"anyOf": [_STOP, {"type": "array", "items": _STOP, "maxItems": MAX_STOPS}], "default": []}
+_BIAS = {"type": "number", "minimum": -MAX_BIAS, "maximum": MAX_BIAS}
+_KEYS = {"pattern": r"^(0|[1-9][0-9]{0,3}|[1-4][0-9]{4})$"}
+_LOGIT_BIAS = {"type": "object", "propertyNames": _KEYS, "additionalProperties": _BIAS, "maxProperties": MAX_BIASES}
+
 
 class _Request(BaseModel):
     """What both requests have in common; null is the same as left out."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
+    model_config = ConfigDict(
+        extra="forbid", strict=True, allow_inf_nan=False, frozen=True, use_attribute_docstrings=True
+    )
 
     top_p: float = Field(1.0, ge=0, le=1)
+    """Draw from the fewest tokens whose probabilities sum to this; 1 is all."""
     min_p: float = Field(0.0, ge=0, le=1)
+    """Draw from tokens at least this times as likely as the likeliest; 0 is all."""
     repetition_penalty: float = Field(1.0, ge=MIN_REPETITION_PENALTY, le=MAX_REPETITION_PENALTY)
-    stop: Annotated[tuple[str, ...], PlainValidator(read_stop)] = ()
+    """More than 1 makes tokens seen before less likely."""
+    stop: Annotated[tuple[str, ...], PlainValidator(read_stop), WithJsonSchema(_STOPS)] = ()
+    """A string, or several, that end the text and are kept out of it."""
     seed: int | None = Field(None, ge=0, lt=N_SEEDS)
+    """What the draws follow from: the same request gives the same text. Sample i of n has seed + i."""
     n: int = Field(1, ge=1, le=MAX_N)
+    """Samples of each prompt; prompts times samples may be at most 128."""
     stream: bool = False
+    """Send the text as it comes, as server-sent events."""
+    checkpoint: str | None = None
+    """The checkpoint of the served run to answer with, such as "step-00000300"; the card lists them."""
 
     @model_validator(mode="before")
     @classmethod
@@ -109,11 +131,17 @@ class SentenceRequest(_Request):
     """The body of POST /complete-sentence."""
 
     text: str = Field(max_length=MAX_PROMPT_CHARS)
+    """What to go on with."""
     max_tokens: MaxTokens = 50
+    """The most tokens to draw."""
     temperature: Temperature = 0.8
+    """What the logits are divided by; 0 takes the likeliest token each time."""
     top_k: TopK = 50
+    """Draw from so many of the likeliest tokens; 0 is all."""
     logprobs: Logprobs = 0
+    """Tell each token's log-probability and those of so many alternatives; 0 is off."""
     whole_sentence: bool = False
+    """End the text at the first end of a sentence."""
 
     @property
     def prompts(self) -> tuple[Prompt, ...]:
@@ -133,28 +161,45 @@ class SentenceRequest(_Request):
 
 
 class StreamOptions(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
 
     include_usage: bool = False
+    """End the stream with an event that holds the usage."""
 
 
 class CompletionRequest(_Request):
     """The body of POST /v1/completions: OpenAI's, and top_k, min_p and repetition_penalty."""
 
-    prompt: Annotated[tuple[Prompt, ...], PlainValidator(read_prompts)]
-    model: str | None = None  # there is one: any name will do
+    prompt: Annotated[tuple[Prompt, ...], PlainValidator(read_prompts), WithJsonSchema(_PROMPTS)]
+    """What to go on with: a text, texts, token ids, or lists of token ids."""
+    model: str | None = None
+    """There is one: any name will do."""
     max_tokens: MaxTokens = 16
+    """The most tokens to draw."""
     temperature: Temperature = 1.0
+    """What the logits are divided by; 0 takes the likeliest token each time."""
     top_k: TopK = 0
+    """Draw from so many of the likeliest tokens; 0 is all."""
     logprobs: Logprobs | None = None
+    """Tell each token's log-probability and those of so many alternatives."""
     echo: bool = False
+    """Begin the text with the prompt; with logprobs, its tokens are told too."""
     stream_options: StreamOptions = StreamOptions()
+    """How to stream."""
     presence_penalty: Penalty = 0.0
+    """Taken from the logits of tokens drawn before."""
     frequency_penalty: Penalty = 0.0
-    logit_bias: Annotated[dict[int, float], PlainValidator(read_logit_bias)] = Field(default_factory=dict)
+    """The same, times how often."""
+    logit_bias: Annotated[dict[int, float], PlainValidator(read_logit_bias), WithJsonSchema(_LOGIT_BIAS)] = Field(
+        default_factory=dict
+    )
+    """Added to the logits of tokens, by token id."""
     best_of: Literal[1] = 1
+    """Not offered."""
     suffix: None = None
-    user: str | None = None  # of no consequence here
+    """Not offered."""
+    user: str | None = None
+    """Of no consequence here."""
 
     @property
     def prompts(self) -> tuple[Prompt, ...]:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from pathlib import Path
 
 from ..generation.engine import Output
 from ..generation.scheduler import SamplingParams
@@ -34,6 +35,8 @@ class Stream:
     Args:
         jobs: what was asked for.
         cancel: tells the engine to end a job.
+        checkpoint: the folder of the checkpoint to answer with; without one the engine chooses, and has told its choice
+            before the first event.
 
     Raises:
         StepFailed: while iterating, the engine failed on this request.
@@ -41,8 +44,9 @@ class Stream:
         Unavailable: the engine ended.
     """
 
-    def __init__(self, jobs: list[Job], cancel: Callable[["Stream", int], None]):
+    def __init__(self, jobs: list[Job], cancel: Callable[["Stream", int], None], checkpoint: Path | None = None):
         self.jobs = jobs
+        self.checkpoint = checkpoint
         self.loop = asyncio.get_running_loop()  # where its events are awaited
         self.ids: dict[int, int] = {}  # the engine's id of each job; belongs to the engine's thread
         self._cancel = cancel

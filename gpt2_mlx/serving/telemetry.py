@@ -2,11 +2,13 @@
 
 import json
 import logging
+import math
 import re
 import time
 import uuid
 from collections.abc import Callable
 from contextvars import ContextVar
+from pathlib import Path
 from urllib.parse import quote
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -15,6 +17,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from .. import checkpoint
 from .async_engine import AsyncEngine
 from .errors import ApiError
 
@@ -54,10 +57,17 @@ class Telemetry:
         waiting.set_function(lambda: engine.n_waiting)
         running = Gauge("gpt2_running", "Sequences that have a slot", registry=self.registry)
         running.set_function(lambda: engine.n_running)
+        step = Gauge("gpt2_checkpoint_step", "Training step of the checkpoint that answers", registry=self.registry)
+        step.set_function(lambda: _step(engine.checkpoint))
 
     def text(self) -> bytes:
         """All metrics, in the text format of Prometheus."""
         return generate_latest(self.registry)
+
+
+def _step(folder: Path | None) -> float:
+    step = folder and checkpoint.step(folder.name)
+    return math.nan if step is None else step
 
 
 class Observed:

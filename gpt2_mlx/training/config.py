@@ -2,9 +2,11 @@
 
 import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from ..config import PRESETS, GPT2Config
+from ..tokenizer import VOCAB_SIZE
 
 
 @dataclass(frozen=True)
@@ -12,9 +14,11 @@ class TrainConfig:
     """Train a GPT-2 on a text. What is not given (None) follows from the preset and the device."""
 
     data: str = "tinyshakespeare"
-    """What to learn from: tinyshakespeare, shakespeare, a UTF-8 text file, or a folder of .txt files."""
+    """What to learn from: tinyshakespeare, shakespeare, a file or a folder of files (.txt .txt.gz .jsonl .jsonl.gz
+    .parquet; the last three with a field `text`), or a folder of token shards."""
     preset: Literal["auto", "tiny", "baby", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"] = "auto"
-    """Size of the model and its recipe; auto is baby on a GPU and tiny on a CPU. The README lists them."""
+    """Size of the model and its recipe; auto is baby on a GPU and tiny on a CPU. The README lists them. With
+    --init-from the weights tell the size, and the recipe is one for fine-tuning."""
     n_layer: int | None = None
     """Blocks. Default: the preset's, as for the next four."""
     n_head: int | None = None
@@ -22,13 +26,14 @@ class TrainConfig:
     n_embd: int | None = None
     """Width of a token's vector."""
     block_size: int | None = None
-    """Tokens the model can look back on, and the length of a window of training."""
+    """Tokens the model can look back on, and the length of a window of training. With --init-from, fewer than its
+    weights know crops them."""
     dropout: float | None = None
     """Probability of dropping an activation; helps where a small text is read many times."""
     init_from: str = "scratch"
-    """Weights to begin with: scratch, or a checkpoint folder."""
+    """Weights to begin with: scratch, gpt2 ... gpt2-xl, owner/name on the hub, a run or a checkpoint folder."""
     out: str | None = None
-    """Run folder. Default: checkpoints/<data>-<preset>."""
+    """Run folder. Default: checkpoints/<data>-<preset>, or <data>-<last part of --init-from>."""
     resume: bool = False
     """Go on from the run's latest checkpoint, with the settings it was started with; without one, begin."""
     max_steps: int | None = None
@@ -61,6 +66,8 @@ class TrainConfig:
     """Everything random follows from it: weights, order of reading, dropout, samples."""
     eval_interval: int | None = None
     """Steps between two validation losses. Default: a quarter of max_steps, at least 25."""
+    eval_tokens: int = 1_000_000
+    """Most tokens of a split, from its start, that its loss is over; 0 is all. A tenth of a large text takes hours."""
     log_interval: int = 10
     """Steps between two lines of the log."""
     sample_interval: int | None = None
@@ -69,8 +76,8 @@ class TrainConfig:
     """Steps between two checkpoints. Default: eval_interval."""
     keep: int = 2
     """Checkpoints to keep beside the best one, the newest."""
-    patience: int = 0
-    """Stop after so many validations without a new best; 0 is off."""
+    patience: int | None = None
+    """Stop after so many validations without a new best; 0 is off. Default: 0, with --init-from 3."""
     device: Literal["auto", "gpu", "cpu"] = "auto"
     """Where to compute; auto takes the GPU where there is one."""
     wired_limit_gb: float = 0
@@ -82,17 +89,9 @@ class TrainConfig:
 
     def __post_init__(self):
         counts = ("max_steps", "batch_size", "grad_accum_steps", "eval_interval", "log_interval", "save_interval")
+        rates = ("weight_decay", "grad_clip", "min_lr")
         at_least = {
-            0: (
-                "weight_decay",
-                "grad_clip",
-                "seed",
-                "sample_interval",
-                "patience",
-                "warmup_steps",
-                "min_lr",
-                "wired_limit_gb",
-            ),
+            0: (*rates, "seed", "sample_interval", "patience", "warmup_steps", "eval_tokens", "wired_limit_gb"),
             1: (*counts, "keep"),
         }
         for least, names in at_least.items():
@@ -107,24 +106,37 @@ class TrainConfig:
         if not 0 <= self.beta2 < 1:
             raise ValueError(f"--beta2 is {self.beta2}; it must be at least 0 and less than 1")
 
+    @property
+    def fine_tunes(self) -> bool:
+        """Whether it goes on from other weights."""
+        return self.init_from != "scratch"
+
+    def model_name(self, on_gpu: bool = False) -> str:
+        """What names the model: the weights to begin with, or the preset."""
+        return Path(self.init_from).name if self.fine_tunes else self._preset(on_gpu)
+
+    def _preset(self, on_gpu: bool) -> str:
+        return self.preset if self.preset != "auto" else "baby" if on_gpu else "tiny"
+
     def resolved(self, on_gpu: bool, init: GPT2Config | None = None, processes: int = 1) -> "TrainConfig":
-        """The same settings with nothing left out: defaults by preset and device.
+        """The same settings with nothing left out: defaults by preset and device, or by the weights to begin with.
 
         Args:
             on_gpu: whether a GPU computes.
-            init: the shape of the checkpoint to begin with, if any; it takes the preset's place.
+            init: the shape of the weights to begin with, if any; it takes the preset's place.
             processes: how many train together.
 
         Raises:
-            ValueError: a flag asks for another shape than the checkpoint's, or a step cannot be shared out evenly.
+            ValueError: a flag asks for a shape that the weights do not have, or a step cannot be shared out evenly.
         """
-        preset = self.preset if self.preset != "auto" else _preset_of(init) or ("baby" if on_gpu else "tiny")
         given = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
+        preset = self._preset(on_gpu)
         shape = {name: getattr(init or PRESETS[preset], name) for name in SHAPE}
-        for name in SHAPE:
-            if init and name != "dropout" and given.get(name, shape[name]) != shape[name]:
-                raise ValueError(f"{flag(name)} is {given[name]}, but {self.init_from} has {shape[name]}")
-        full = {**shape, **DEFAULTS[preset], **given, "preset": preset}
+        if init:
+            self._check_fits(init)
+        full = {**shape, **(fine_tuning(init) if init else DEFAULTS[preset]), **given}
+        if not self.fine_tunes:
+            full["preset"] = preset
         if self.warmup_steps is None:
             full["warmup_steps"] = min(full["warmup_steps"], full["max_steps"] // 10)
         full.setdefault("min_lr", full["learning_rate"] / 10)
@@ -132,6 +144,7 @@ class TrainConfig:
         full.setdefault("sample_interval", full["eval_interval"])
         full.setdefault("save_interval", full["eval_interval"])
         full.setdefault("dtype", "bfloat16" if on_gpu else "float32")
+        full.setdefault("patience", 0)
         full.setdefault("grad_accum_steps", processes)
         if full["grad_accum_steps"] % processes:
             raise ValueError(
@@ -142,20 +155,25 @@ class TrainConfig:
         resolved.model_config()  # raises where the shape is impossible
         return resolved
 
+    def _check_fits(self, init: GPT2Config) -> None:
+        if self.preset != "auto":
+            raise ValueError(
+                f"--preset is {self.preset}, but --init-from {self.init_from} tells the size: leave one out"
+            )
+        for name in ("n_layer", "n_head", "n_embd", "block_size"):
+            asked, there = getattr(self, name), getattr(init, name)
+            if asked not in (None, there) and not (name == "block_size" and asked < there):
+                at_most = " at most" if name == "block_size" else ""
+                raise ValueError(f"{flag(name)} is {asked}, but {self.init_from} has {there}{at_most}")
+        if init.vocab_size < VOCAB_SIZE:
+            raise ValueError(f"{self.init_from} knows {init.vocab_size} tokens, fewer than GPT-2's {VOCAB_SIZE}")
+
     def model_config(self) -> GPT2Config:
         """The model's shape, of resolved settings."""
         return GPT2Config(**{name: getattr(self, name) for name in SHAPE})
 
 
 SHAPE = ("n_layer", "n_head", "n_embd", "block_size", "dropout")
-
-
-def _preset_of(config: GPT2Config | None) -> str | None:
-    """The preset that has a model's width and depth."""
-    return next(
-        (name for name, p in PRESETS.items() if config and (p.n_layer, p.n_embd) == (config.n_layer, config.n_embd)),
-        None,
-    )
 
 
 def flag(name: str) -> str:
@@ -189,3 +207,15 @@ DEFAULTS = {
     "gpt2-large": _LARGE | {"learning_rate": 2.5e-4, "batch_size": 2},
     "gpt2-xl": _LARGE | {"learning_rate": 2e-4, "batch_size": 1},
 }
+
+
+def fine_tuning(init: GPT2Config) -> dict:
+    """The recipe to go on with weights: short and gentle, stopped where validation stops improving.
+
+    The peak rate is a tenth of the one that such a size is trained with from scratch.
+    """
+    size = (init.n_layer, init.n_embd)
+    preset = next((name for name, p in PRESETS.items() if (p.n_layer, p.n_embd) == size), "gpt2")
+    recipe = DEFAULTS[preset]
+    gentle = {"optimizer": "adamw", "learning_rate": recipe["learning_rate"] / 10, "weight_decay": 0.1}
+    return recipe | gentle | {"max_steps": 300, "warmup_steps": 20, "eval_interval": 25, "patience": 3}

@@ -1,14 +1,15 @@
-"""Tokens for training: a cached, memory-mapped data set and a deterministic loader whose position is data."""
+"""Tokens for training: a data set in three splits and a deterministic loader whose position is data."""
 
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from .. import tokenizer
-from ..files import new_folder
+from ..files import sha256_of_each
+from . import shards
+from .documents import kind
 from .text import Source
 
 CACHE = Path(__file__).resolve().parents[2] / "data" / "cache"
@@ -20,33 +21,36 @@ class TokenDataset:
     """The tokens of a text, split by position into the first 80 %, the next 10 % and the last 10 %.
 
     Attributes:
-        tokens: (n,) uint16, memory-mapped.
+        tokens: (n,) uint16, on the disk or in memory.
         key: what the tokens follow from, in 24 hexadecimal digits: the files' contents and the vocabulary.
     """
 
-    tokens: np.ndarray
+    tokens: shards.Tokens | np.ndarray
     key: str = ""
 
     @staticmethod
     def open(source: Source, cache: Path = CACHE) -> "TokenDataset":
-        """Tokenize a source, or map the tokens that an earlier call cached; a damaged cache is made anew.
+        """The tokens of a folder of shards, or of a text: tokenized now, or by an earlier call into the cache.
 
         Raises:
-            ValueError: a file is not UTF-8 (the message shows the offset) or empty.
+            ValueError: a file is not what its name says (the message shows where), the text is empty, or the shards
+                are not whole.
         """
+        folder = source.files[0]
+        if folder.is_dir():
+            return TokenDataset(*shards.read(folder))
         key = _key(source)
         folder = cache / key
-        if not _is_whole(folder):
-            tokens = _encode(source)
-            try:
-                _write(folder, tokens)
-            except OSError:
-                if not _is_whole(folder):  # else another process was quicker
-                    raise
-        return TokenDataset(np.load(folder / "tokens.npy", mmap_mode="r"), key)
+        try:
+            return TokenDataset(*shards.read(folder))
+        except ValueError:  # not there, not finished or damaged
+            shards.prepare(source.name, source.files, folder, key)
+            return TokenDataset(*shards.read(folder))
 
-    def split(self, name: str) -> np.ndarray:
-        """The tokens of "train", "val" or "test"."""
+    def split(self, name: str) -> shards.Tokens | np.ndarray:
+        """The tokens of "train", "val" or "test"; of "all" of them."""
+        if name == "all":
+            return self.tokens
         borders = [0, len(self.tokens) * 8 // 10, len(self.tokens) * 9 // 10, len(self.tokens)]
         i = SPLITS.index(name)
         return self.tokens[borders[i] : borders[i + 1]]
@@ -64,47 +68,11 @@ class TokenDataset:
 
 def _key(source: Source) -> str:
     digest = hashlib.sha256(tokenizer.VOCAB_SHA256.encode())
-    for file in source.files:
-        digest.update(hashlib.sha256(file.read_bytes()).digest())
+    for file, content in zip(source.files, sha256_of_each(source.files)):
+        digest.update(bytes.fromhex(content))
+        if kind(file.name) != "text":  # the same bytes may be read as text or as JSON
+            digest.update(kind(file.name).encode())
     return digest.hexdigest()[:24]
-
-
-def _is_whole(folder: Path) -> bool:
-    try:
-        recorded = json.loads((folder / "meta.json").read_text())["sha256"]
-        return hashlib.sha256((folder / "tokens.npy").read_bytes()).hexdigest() == recorded
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-
-
-def _encode(source: Source) -> np.ndarray:
-    """The tokens of all files, <|endoftext|> between two."""
-    encoding = tokenizer.load()
-    parts: list[np.ndarray] = []
-    for file in source.files:
-        if parts:
-            parts.append(np.array([tokenizer.EOT]))
-        parts.append(np.array(encoding.encode_ordinary(_read(file)), dtype=np.uint16))
-    tokens = np.concatenate(parts).astype(np.uint16)
-    if not len(tokens):
-        raise ValueError(f"{source.name} is empty: {', '.join(map(str, source.files))}")
-    return tokens
-
-
-def _read(file: Path) -> str:
-    content = file.read_bytes()
-    try:
-        return content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        at = error.start
-        raise ValueError(f"{file} is not UTF-8: byte {content[at]:#04x} at offset {at}") from None
-
-
-def _write(folder: Path, tokens: np.ndarray) -> None:
-    with new_folder(folder) as aside:
-        np.save(aside / "tokens.npy", tokens)
-        digest = hashlib.sha256((aside / "tokens.npy").read_bytes()).hexdigest()
-        (aside / "meta.json").write_text(json.dumps({"tokens": len(tokens), "sha256": digest}))
 
 
 class DataLoader:
@@ -114,14 +82,16 @@ class DataLoader:
     number of windows read so far, is all the state there is.
     """
 
-    def __init__(self, tokens: np.ndarray, batch_size: int, block_size: int, seed: int, position: int = 0):
+    def __init__(
+        self, tokens: shards.Tokens | np.ndarray, batch_size: int, block_size: int, seed: int, position: int = 0
+    ):
         self.tokens = tokens
         self.batch_size = batch_size
         self.block_size = block_size
         self.seed = seed
         self.position = position
         self.windows_per_epoch = max(1, (len(tokens) - block_size) // block_size)
-        self._epoch, self._starts = -1, np.empty(0)
+        self._epoch, self._offset, self._order = -1, 0, np.empty(0)
 
     def next_batch(self) -> tuple[np.ndarray, np.ndarray]:
         """Tokens and the tokens that follow them, both (batch_size, block_size) int32; the position advances."""
@@ -133,27 +103,35 @@ class DataLoader:
     def _window(self, position: int) -> np.ndarray:
         epoch, i = divmod(position, self.windows_per_epoch)
         if epoch != self._epoch:
-            self._epoch, self._starts = epoch, self._order(epoch)
-        start = self._starts[i]
-        return self.tokens[start : start + self.block_size + 1].astype(np.int32)
+            self._epoch = epoch
+            self._offset, self._order = self._shuffled(epoch)
+        start = self._offset + self.block_size * int(self._order[i])
+        return np.asarray(self.tokens[start : start + self.block_size + 1]).astype(np.int32)
 
-    def _order(self, epoch: int) -> np.ndarray:
+    def _shuffled(self, epoch: int) -> tuple[int, np.ndarray]:
         n, T = self.windows_per_epoch, self.block_size
         random = np.random.RandomState([self.seed, epoch])  # the one stream that NumPy has frozen
         offset = random.randint(min(T, len(self.tokens) - n * T))
-        return offset + T * random.permutation(n)
+        order = np.arange(n, dtype=np.uint32)  # 4 bytes a window
+        random.shuffle(order)
+        return offset, order
 
 
-def evaluation_batches(tokens: np.ndarray, batch_size: int, block_size: int, ignore: int):
+def evaluation_batches(tokens: shards.Tokens | np.ndarray, batch_size: int, block_size: int, stride: int, ignore: int):
     """Yield tokens and targets, both (batch_size, block_size) int32, that hold each target of a split once.
 
-    The windows follow each other; what is missing in the last, ragged ones has the target `ignore`.
+    Windows of block_size begin every `stride` tokens. The first counts whole, a later one its last `stride` targets, so
+    that each of these is predicted from more than block_size - stride tokens. What does not count has the target
+    `ignore`: targets of the window before, and what the last, ragged windows lack.
     """
     n = len(tokens) - 1  # targets
-    size = batch_size * block_size
-    for start in range(0, n, size):
-        count = min(size, n - start)
-        inputs, targets = np.zeros(size, np.int32), np.full(size, ignore, np.int32)
-        inputs[:count] = tokens[start : start + count]
-        targets[:count] = tokens[start + 1 : start + count + 1]
-        yield inputs.reshape(batch_size, block_size), targets.reshape(batch_size, block_size)
+    n_windows = 1 + -(-max(0, n - block_size) // stride)
+    for first in range(0, n_windows, batch_size):
+        shape = (batch_size, block_size)
+        inputs, targets = np.zeros(shape, np.int32), np.full(shape, ignore, np.int32)
+        for row, window in enumerate(range(first, min(first + batch_size, n_windows))):
+            part = np.asarray(tokens[window * stride : window * stride + block_size + 1])
+            count, seen = len(part) - 1, block_size - stride if window else 0
+            inputs[row, :count] = part[:-1]
+            targets[row, seen:count] = part[seen + 1 :]
+        yield inputs, targets

@@ -29,15 +29,19 @@ def cross_entropy(hidden: mx.array, wte: mx.array, targets: mx.array) -> tuple[m
     return loss, _count(targets)
 
 
-def cross_entropy_value(hidden: mx.array, wte: mx.array, targets: mx.array) -> tuple[mx.array, mx.array]:
-    """As `cross_entropy`, without a gradient: for evaluation."""
-    hidden, targets = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
+def cross_entropy_by_token(hidden: mx.array, wte: mx.array, targets: mx.array) -> mx.array:
+    """The terms of `cross_entropy`, without a gradient: for evaluation.
+
+    Returns:
+        (...) float32, in nats; 0 where a target does not count.
+    """
+    hidden, flat = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
     log_totals = []
     for chunk in _chunks(len(hidden), wte):
         h = mx.depends(hidden[chunk], log_totals[-1:])  # one chunk after the other
         _, _, log_total = _exponentials(h, wte)
         log_totals.append(log_total)
-    return _loss(hidden, wte[mx.maximum(targets, 0)], mx.concatenate(log_totals), targets), _count(targets)
+    return _losses(hidden, wte[mx.maximum(flat, 0)], mx.concatenate(log_totals), flat).reshape(targets.shape)
 
 
 @mx.custom_function
@@ -57,7 +61,7 @@ def _loss_and_gradients(hidden: mx.array, wte: mx.array, targets: mx.array) -> t
         d_hidden.append((e @ wte) * scale)
         d_wte = mx.addmm(d_wte, e.T, h * scale)
     at_target = wte[mx.maximum(targets, 0)]  # (N, C)
-    loss = _loss(hidden, at_target, mx.concatenate(log_totals), targets)
+    loss = mx.sum(_losses(hidden, at_target, mx.concatenate(log_totals), targets))
     d_hidden = mx.concatenate(d_hidden) - counts * at_target
     return loss, d_hidden, d_wte.at[mx.maximum(targets, 0)].add(-counts * hidden)
 
@@ -84,9 +88,9 @@ def _exponentials(h: mx.array, wte: mx.array) -> tuple[mx.array, mx.array, mx.ar
     return e, total, mx.log(total) + peak
 
 
-def _loss(hidden: mx.array, at_target: mx.array, log_total: mx.array, targets: mx.array) -> mx.array:
+def _losses(hidden: mx.array, at_target: mx.array, log_total: mx.array, targets: mx.array) -> mx.array:
     target_logit = mx.sum(hidden.astype(mx.float32) * at_target, axis=-1, keepdims=True)  # (N, 1)
-    return mx.sum(_counts(targets) * (log_total - target_logit))
+    return _counts(targets) * (log_total - target_logit)  # (N, 1)
 
 
 def _counts(targets: mx.array) -> mx.array:

@@ -105,7 +105,7 @@ def fit(config: TrainConfig, given: bool, processes: int = 1) -> TrainConfig:
     way = ways[-1]
     flags = f"--batch-size {way.batch_size}" + (" --grad-checkpoint" if way.grad_checkpoint else "")
     raise ValueError(
-        f"{config.preset} with {flags} does not fit: it needs {describe(memory(way, processes))},"
+        f"{config.model_name()} with {flags} does not fit: it needs {describe(memory(way, processes))},"
         f" and this machine has {budget / 1e9:.1f} GB for it"
     )
 
@@ -138,7 +138,7 @@ def report(config: TrainConfig, processes: int = 1) -> str:
     predicted = memory(dataclasses.replace(config, grad_accum_steps=processes), processes)
     lines = [
         f"device: {device.description()}, {budget / 1e9:.1f} GB for a run",
-        f"step:   {windows} x {config.block_size} tokens, {config.preset}, {config.dtype}, taken as",
+        f"step:   {windows} x {config.block_size} tokens, {config.model_name()}, {config.dtype}, taken as",
         "--batch-size  --grad-accum-steps  --grad-checkpoint  peak GB   s/step",
         *(_row(way, config, step, budget, processes) for way in dict.fromkeys([config, *choices(config)])),
         f"peak:   {describe(memory(config, processes))}",

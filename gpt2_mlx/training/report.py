@@ -1,6 +1,5 @@
 """What a run tells: events to metrics.jsonl, lines to the console, a progress bar where there is a terminal."""
 
-import math
 import sys
 from pathlib import Path
 
@@ -9,6 +8,7 @@ from tqdm import tqdm
 from .. import device
 from ..metrics import MetricsLog
 from .config import TrainConfig
+from .evaluation import perplexity
 
 
 class Report:
@@ -73,8 +73,8 @@ class Report:
 
     def test(self, step: int, loss: float) -> None:
         """`step` is the one whose weights were tested."""
-        self._log.write("test", step, loss=loss, perplexity=math.exp(min(loss, 700)))
-        self.say(f"test loss {loss:.4f}, perplexity {math.exp(min(loss, 700)):.1f} (weights of step {step})")
+        self._log.write("test", step, loss=loss, perplexity=perplexity(loss))
+        self.say(f"test loss {loss:.4f}, perplexity {perplexity(loss):.1f} (weights of step {step})")
 
     def sample(self, step: int, prompt: str, text: str) -> None:
         self._log.write("sample", step, prompt=prompt, text=text)

@@ -1,15 +1,14 @@
 """Opening a run: from settings to a trainer that is ready, in a run folder that says how it was made."""
 
 import dataclasses
-import importlib.metadata
 import json
-import platform
 from pathlib import Path
 from typing import TextIO
 
 import mlx.core as mx
 
-from .. import checkpoint, device, metrics
+from .. import checkpoint, device, metrics, pretrained
+from ..config import GPT2Config
 from ..files import lock, new_file, remove_leftovers
 from ..model import GPT2
 from . import ranks
@@ -19,7 +18,7 @@ from .text import Source
 from .trainer import Trainer
 
 # What a resumed run must share with the one that was stopped, or it would be another run.
-_FIXED = (*SHAPE, "preset", "init_from", "batch_size", "grad_accum_steps", "optimizer", "dtype", "seed")
+_FIXED = (*SHAPE, "preset", "init_from", "batch_size", "grad_accum_steps", "optimizer", "dtype", "seed", "eval_tokens")
 
 
 def saved_settings(run: Path) -> TrainConfig | None:
@@ -52,8 +51,26 @@ def check_unchanged(config: TrainConfig, saved: TrainConfig) -> None:
             raise ValueError(f"{flag(name)} is {new}, but the run to resume was started with {old}")
 
 
-def open_run(config: TrainConfig, source: Source, run: Path) -> Trainer:
+def find_init(flags: TrainConfig, run: Path) -> tuple[Path | None, GPT2Config | None]:
+    """The weights to begin with, which only the first process reads, and their shape; None where there are none.
+
+    Raises:
+        ValueError: --init-from is no checkpoint, or cannot be fetched.
+    """
+    begins_here = ranks.is_first() and flags.fine_tunes and not (run / "latest").exists()
+    init = pretrained.find(flags.init_from) if begins_here else None
+    shape = ranks.ask_first(lambda: dataclasses.asdict(checkpoint.read_config(init)) if init else None)
+    return init, GPT2Config(**shape) if shape else None
+
+
+def open_run(config: TrainConfig, source: Source, run: Path, init: Path | None = None) -> Trainer:
     """A trainer for resolved settings: new, or with --resume as its latest checkpoint left it.
+
+    Args:
+        config: resolved settings.
+        source: the text.
+        run: the run folder.
+        init: the checkpoint folder with the weights to begin with, if any, in the first process.
 
     Raises:
         ValueError: the folder holds a run and --resume is not given, or what it holds does not fit.
@@ -65,8 +82,9 @@ def open_run(config: TrainConfig, source: Source, run: Path) -> Trainer:
     dataset.check_length(config.block_size)
     if ranks.ask_first(lambda: _text_key(run) if resuming else dataset.key) != dataset.key:
         raise ValueError(f"{', '.join(map(str, source.files))} is not the text that {run} began to learn from")
+    model = _model(config, init, run / "latest" if resuming else init)
     held = _claim(run) if ranks.is_first() else None
-    trainer = Trainer(config, _model(config, resuming), dataset, run)
+    trainer = Trainer(config, model, dataset, run)
     trainer.lock = held  # as long as there is a trainer
     if resuming and ranks.is_first():
         trainer.restore((run / "latest").resolve())
@@ -88,12 +106,18 @@ def _claim(run: Path) -> TextIO:
     return held
 
 
-def _model(config: TrainConfig, resuming: bool) -> GPT2:
-    model = GPT2(config.model_config(), config.seed)
-    if config.init_from == "scratch" or resuming:
-        mx.eval(model.parameters())
-    else:
-        checkpoint.load_weights(checkpoint.resolve(Path(config.init_from)), model)
+def _model(config: TrainConfig, init: Path | None, like: Path | None) -> GPT2:
+    """A new model, or one with the weights of `init`; its vocabulary is as large as that of the checkpoint `like`."""
+    shape = config.model_config()
+    vocab_size = ranks.ask_first(lambda: checkpoint.read_config(like).vocab_size if like else shape.vocab_size)
+    model = GPT2(dataclasses.replace(shape, vocab_size=vocab_size), config.seed)
+    if init:
+        weights = checkpoint.load(init)
+        if weights.quantization:
+            raise ValueError(f"--init-from is {config.init_from}, which is quantised; training needs float weights")
+        weights.wpe.weight = weights.wpe.weight[: config.block_size]
+        model.update(weights.parameters())
+    mx.eval(model.parameters())
     return model
 
 
@@ -121,6 +145,5 @@ def _facts(trainer: Trainer, source: Source) -> dict:
         "device": device.description(),
         "processes": ranks.size(),
         "dtype": trainer.config.dtype,
-        "versions": {"python": platform.python_version()}
-        | {name: importlib.metadata.version(name) for name in ("mlx", "numpy", "tiktoken")},
+        "versions": device.versions(),
     }

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..files import new_file
+from . import shards
+from .documents import SUFFIXES
 
 DATA = Path(__file__).resolve().parents[2] / "data"
 TINYSHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
@@ -15,7 +17,7 @@ TINYSHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca5
 
 @dataclass(frozen=True)
 class Source:
-    """The files of a text, in the order they are read."""
+    """The files of a text in the order they are read, or the one folder of its token shards."""
 
     name: str  # names the run's folder
     files: tuple[Path, ...]
@@ -34,16 +36,19 @@ def find(data: str) -> Source:
         return Source("shakespeare", (DATA / "shakespeare" / "input.txt",))
     path = Path(data)
     if data and path.is_dir():
-        files = tuple(sorted(path.rglob("*.txt")))
+        if (path / shards.INDEX).exists():
+            return Source(path.resolve().name, (path,))
+        files = tuple(sorted(file for file in path.rglob("*") if file.name.endswith(SUFFIXES)))
         if not files:
-            raise ValueError(f"--data is the folder {data}, which holds no .txt file")
+            raise ValueError(f"--data is the folder {data}, which holds no file in {' '.join(SUFFIXES)}")
         return Source(path.resolve().name, files)
     if path.is_file():
         whole = path.resolve()  # many a text is called input.txt: then its folder tells what it is
-        return Source(whole.parent.name if whole.stem == "input" else whole.stem, (path,))
+        stem = Path(whole.name.removesuffix(".gz")).stem
+        return Source(whole.parent.name if stem == "input" else stem, (path,))
     raise ValueError(
         f"--data is {data!r}, which is no file or folder; allowed: tinyshakespeare, shakespeare, a text file,"
-        " a folder of .txt files"
+        f" a folder of files in {' '.join(SUFFIXES)}, a folder of token shards"
     )
 
 

@@ -4,12 +4,9 @@ import dataclasses
 import math
 import time
 from dataclasses import dataclass
-from functools import partial, reduce
 from pathlib import Path
 
 import mlx.core as mx
-from mlx.utils import tree_map
-from tqdm import tqdm
 
 from .. import checkpoint, device, tokenizer
 from ..generation.text import generate
@@ -17,14 +14,14 @@ from ..model import GPT2
 from . import optim, precision, ranks
 from .config import TrainConfig
 from .data import DataLoader, TokenDataset, evaluation_batches
-from .loss import IGNORE, cross_entropy, cross_entropy_value
+from .evaluation import Evaluator
+from .loss import IGNORE
 from .report import Report, Silence
+from .step import Batch, Step
 
 SAMPLE_PROMPT = "The course of true love never did run smooth."
 SAMPLE_TOKENS = 50
 FINAL_SAMPLES = 5
-
-Batch = tuple[mx.array, mx.array]  # tokens, targets: (B, T) int32
 
 
 @dataclass
@@ -59,12 +56,9 @@ class Trainer:
         self.stop_reason: str | None = None  # set from outside to stop between two steps
         self._saved_step = 0
         self._encoding = tokenizer.load()
-        self._streams = device.streams(config.batch_size)
-        state = [model.state, self.optimizer.state]
-        if config.compile:
-            self._gradients = mx.compile(self._gradients, inputs=state[:1])
-            self._update = mx.compile(self._update, inputs=state, outputs=state)
-            self._evaluate_batch = mx.compile(self._evaluate_batch, inputs=state[:1])
+        streams = device.streams(config.batch_size)
+        self._step = Step(config, model, self.optimizer, streams)
+        self._evaluator = Evaluator(model, streams, config.compile)
 
     def fit(self) -> str:
         """Train to the end and return its reason: "max_steps", "patience" or what `stop_reason` was set to."""
@@ -86,6 +80,9 @@ class Trainer:
 
     def _loop(self) -> None:
         config, progress = self.config, self.progress
+        if config.fine_tunes and progress.best_step is None and not progress.step:
+            self._validate()  # what the weights know before
+            self.save()
         train = self.dataset.split("train")
         loader = DataLoader(train, config.batch_size, config.block_size, config.seed, progress.position)
         batches = self._read(loader)
@@ -142,7 +139,8 @@ class Trainer:
 
     def _test(self) -> None:
         """Test and sample the weights with the best validation loss; they stay in the model."""
-        step = self.progress.best_step or self.progress.step  # none is best where no loss was finite
+        best, last = self.progress.best_step, self.progress.step
+        step = last if best is None else best  # none is best where no loss was finite
         if ranks.is_first():
             checkpoint.load_weights(self.run / f"step-{step:08d}", self.model)
         self.model.update(ranks.share(self.model.parameters()))
@@ -158,35 +156,17 @@ class Trainer:
         self._report.sample(self.progress.step, SAMPLE_PROMPT, text)
 
     def train_step(self, batches: list[Batch], rate: float) -> tuple[mx.array, mx.array, mx.array]:
-        """One optimizer step on the micro-batches of all processes, not yet evaluated.
-
-        Args:
-            batches: this process's micro-batches, as many as every other's.
-            rate: the learning rate.
-
-        Returns:
-            The mean loss per token, the gradients' norm before clipping, and whether the step was taken: scalars.
-        """
-        first = (self.progress.step * ranks.size() + ranks.rank()) * len(batches)
-        scale = mx.array(self.progress.loss_scale)
-        sums = self._gradients(*batches[0], self._key(first), scale)
-        for i, batch in enumerate(batches[1:], 1):
-            mx.eval(sums)  # one micro-batch's activations at a time
-            sums = tree_map(mx.add, sums, self._gradients(*batch, self._key(first + i), scale))
-        return self._update(sums, scale, mx.array(rate))
+        """A `Step` from where the run is; it does not count as one of the run's."""
+        return self._step(batches, rate, self.progress.step, self.progress.loss_scale)
 
     def evaluate(self, split: str) -> float:
-        """The mean loss per token of a split, in nats, over all of its tokens; always the same windows."""
-        config, parts = self.config, []
-        batches = evaluation_batches(self.dataset.split(split), config.batch_size, config.block_size, IGNORE)
-        bar = tqdm(batches, desc=split, unit="batch", leave=False, disable=None if ranks.is_first() else True)
-        for i, batch in enumerate(bar):
-            own = i % ranks.size() == ranks.rank()
-            parts.append(mx.stack(self._evaluate_batch(*map(mx.array, batch))) if own else mx.zeros(2))
-            mx.eval(parts[-1])
-        total, count = 0.0, 0
-        for loss, n in ranks.total(mx.stack(parts)).tolist():  # the same order, whoever did which
-            total, count = total + loss, count + int(n)
+        """The mean loss per token of a split, in nats, over all or the first `eval_tokens` of it; always the same."""
+        config = self.config
+        tokens = self.dataset.split(split)
+        if config.eval_tokens:
+            tokens = tokens[: config.eval_tokens + 1]  # the first is no target
+        T = config.block_size
+        total, count = self._evaluator.sums(evaluation_batches(tokens, config.batch_size, T, T, IGNORE), split)
         return total / count
 
     def save(self) -> None:
@@ -221,53 +201,6 @@ class Trainer:
         optim.set_state(self.optimizer, ranks.share(self.optimizer.state))
         self.progress = Progress(**ranks.ask_first(lambda: dataclasses.asdict(self.progress)))
         self._saved_step = self.progress.step
-
-    def _gradients(
-        self, tokens: mx.array, targets: mx.array, key: mx.array, scale: mx.array
-    ) -> tuple[mx.array, mx.array, dict]:
-        """The loss summed and scaled, the tokens that count, and the sum's gradients; each core takes a part."""
-        parameters = self.model.trainable_parameters()
-        parts = []
-        for stream, rows, part_key in self._shards(len(tokens), key):
-            with mx.stream(stream):
-                loss = mx.value_and_grad(self._loss)
-                parts.append(loss(parameters, tokens[rows], targets[rows], part_key, scale))
-        self.model.update(parameters)  # not the tracers that value_and_grad left
-        (loss, count), gradients = reduce(partial(tree_map, mx.add), parts)
-        return loss, count, gradients
-
-    def _loss(
-        self, parameters: dict, tokens: mx.array, targets: mx.array, key: mx.array, scale: mx.array
-    ) -> tuple[mx.array, mx.array]:
-        """The loss, in float32, summed and scaled, and the tokens that count; the blocks compute in the run's dtype."""
-        self.model.update(precision.lowered(parameters, self.config.dtype))
-        key = key if self.config.dropout else None
-        hidden = self.model.hidden(tokens, key, recompute=self.config.grad_checkpoint)
-        loss, count = cross_entropy(hidden.astype(mx.float32), self.model.wte.weight, targets)
-        return scale * loss, count
-
-    def _update(self, sums: tuple, scale: mx.array, rate: mx.array) -> tuple[mx.array, mx.array, mx.array]:
-        loss, count, gradients = ranks.mean(sums)
-        count = scale * count
-        mean = tree_map(lambda g: g / count, gradients)
-        return loss / count, *optim.guarded_update(self.model, self.optimizer, mean, rate, self.config.grad_clip)
-
-    def _evaluate_batch(self, tokens: mx.array, targets: mx.array) -> tuple[mx.array, mx.array]:
-        parts = []
-        for stream, rows, _ in self._shards(len(tokens), mx.random.key(0)):
-            with mx.stream(stream):
-                hidden = self.model.hidden(tokens[rows])
-                parts.append(cross_entropy_value(hidden, self.model.wte.weight, targets[rows]))
-        return sum(loss for loss, _ in parts), sum(count for _, count in parts)
-
-    def _shards(self, batch_size: int, key: mx.array):
-        n = batch_size // len(self._streams)
-        for i, (stream, part_key) in enumerate(zip(self._streams, mx.random.split(key, len(self._streams)))):
-            yield stream, slice(i * n, (i + 1) * n), part_key
-
-    def _key(self, micro_step: int) -> mx.array:
-        """What the dropout of a micro-batch follows from: the seed and its number, nothing that needs saving."""
-        return mx.random.key(self.config.seed << 32 | micro_step)
 
     def _read(self, loader: DataLoader) -> list[Batch]:
         """This process's share of a step's micro-batches; the loader's position passes over those of all."""

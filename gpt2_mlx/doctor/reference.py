@@ -1,4 +1,4 @@
-"""GPT-2 in float64 NumPy, written from the paper and OpenAI's names, sharing no code with the package."""
+"""GPT-2 in float64 NumPy, written from the paper and OpenAI's names; it shares no code with the model."""
 
 import numpy as np
 

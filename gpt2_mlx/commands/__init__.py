@@ -1,0 +1,1 @@
+"""The commands of python -m gpt2_mlx: flags, and what they print."""

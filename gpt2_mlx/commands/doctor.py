@@ -1,0 +1,42 @@
+"""python -m gpt2_mlx doctor: whether everything holds on this machine, in half a minute."""
+
+import json
+import sys
+from dataclasses import dataclass
+from typing import Literal
+
+from .. import device
+from ..doctor import examination
+from ..doctor.finding import Finding
+
+
+@dataclass(frozen=True)
+class Doctor:
+    """Check this machine: mathematics, training, generation, speed and memory, a line each. Exit status 1 if one is
+    not ok. It writes to a temporary folder only."""
+
+    json: bool = False
+    """Print a report in JSON to stdout, to attach to a bug; the lines go to stderr."""
+    device: Literal["auto", "gpu", "cpu"] = "auto"
+    """Where to compute."""
+
+
+def doctor(flags: Doctor) -> None:
+    device.select(flags.device)
+    out = sys.stderr if flags.json else sys.stdout
+    facts = examination.facts()
+    for part in facts.values():
+        print(", ".join(f"{name} {value}" for name, value in part.items()), file=out, flush=True)
+
+    def tell(name: str, finding: Finding, seconds: float) -> None:
+        verdict = "ok    " if finding.ok else "NOT OK"
+        print(f"{verdict} {name}: {finding.text} [{seconds:.1f} s]", file=out, flush=True)
+
+    results = examination.examine(tell)
+    failed = [result["check"] for result in results if not result["ok"]]
+    seconds = sum(result["seconds"] for result in results)
+    told = f"{len(failed)} of {len(results)} checks are NOT OK: {'; '.join(failed)}" if failed else "all is ok"
+    print(f"{told} [{seconds:.0f} s]", file=out)
+    if flags.json:
+        print(json.dumps({"ok": not failed, **facts, "checks": results}, indent=2, ensure_ascii=False))
+    raise SystemExit(1 if failed else 0)

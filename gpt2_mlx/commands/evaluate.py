@@ -1,0 +1,99 @@
+"""python -m gpt2_mlx evaluate: what a model makes of a text, and of HellaSwag."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tiktoken
+import tyro
+
+from .. import checkpoint, device, pretrained, tokenizer
+from ..model import GPT2
+from ..training import evaluation, hellaswag, text
+from ..training.data import TokenDataset
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Score a model: its loss, perplexity and bits per byte on a text, its choices on HellaSwag."""
+
+    checkpoint: Annotated[str, tyro.conf.Positional]
+    """Run (its best checkpoint), checkpoint folder, gpt2 ... gpt2-xl, or owner/name on the hub."""
+    data: str | None = None
+    """The text: tinyshakespeare, shakespeare, a UTF-8 text file, or a folder of .txt files."""
+    split: Literal["train", "val", "test", "all"] = "test"
+    """Which part of it: the first 80 %, the next 10 %, the last 10 %, or all."""
+    stride: int | None = None
+    """Tokens between the beginnings of two windows of block_size. Each token counts once: with less than block_size it
+    has more than block_size - stride tokens before it, at the cost of more windows. Default: block_size."""
+    hellaswag: Path | None = None
+    """A file of HellaSwag items, one JSON object a line with ctx, endings and label, such as hellaswag_val.jsonl."""
+    batch_size: int = 8
+    """Windows to score at once."""
+    json: bool = False
+    """Print one JSON object instead of lines."""
+    device: Literal["auto", "gpu", "cpu"] = "auto"
+    """Where to compute."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Type of weights and computation; the loss itself is float32."""
+    quantize: Literal[8, 4] | None = None
+    """Round the matrices to so many bits a weight first, to learn what it costs. Slower on Linux CPUs."""
+
+
+def evaluate(flags: Evaluate) -> None:
+    if flags.data is None and flags.hellaswag is None:
+        raise ValueError("there is nothing to score on: give --data, --hellaswag or both")
+    if flags.batch_size < 1:
+        raise ValueError(f"--batch-size is {flags.batch_size}; it must be at least 1")
+    device.select(flags.device)
+    items = hellaswag.read(flags.hellaswag) if flags.hellaswag else []
+    model = checkpoint.load(pretrained.find(flags.checkpoint), flags.dtype, flags.quantize)
+    encoding, bits = tokenizer.load(), (model.quantization or {}).get("bits")
+    facts = {"checkpoint": flags.checkpoint, "dtype": flags.dtype, "bits": bits, "device": device.description()}
+    if flags.data is not None:
+        facts["text"] = _text_facts(flags, model, encoding)
+    if items:
+        score = hellaswag.score(model, encoding, items, flags.batch_size)
+        facts["hellaswag"] = {**dataclasses.asdict(score), "acc_norm": score.acc_norm, "acc": score.acc}
+    print(json.dumps(facts, ensure_ascii=False) if flags.json else "\n".join(_lines(facts)))
+
+
+def _text_facts(flags: Evaluate, model: GPT2, encoding: tiktoken.Encoding) -> dict:
+    source = text.find(flags.data)
+    tokens = TokenDataset.open(source).split(flags.split)
+    score = evaluation.score_text(model, encoding, tokens, flags.stride, flags.batch_size)
+    numbers = {"loss": score.loss, "perplexity": score.perplexity, "bits_per_byte": score.bits_per_byte}
+    return {
+        "name": source.name,
+        "note": source.note,
+        "split": flags.split,
+        "tokens": score.tokens,
+        "bytes": score.bytes,
+        "block_size": model.config.block_size,
+        "stride": flags.stride or model.config.block_size,
+        **{name: number if math.isfinite(number) else None for name, number in numbers.items()},
+    }
+
+
+def _lines(facts: dict) -> Iterator[str]:
+    if "text" in facts:
+        t = facts["text"]
+        if t["note"]:
+            yield f"NOTE: {t['note']}"
+        part = "the whole text" if t["split"] == "all" else f"split {t['split']}"
+        windows = f"windows of {t['block_size']} tokens every {t['stride']}"
+        yield f"text:          {t['name']}, {part}: {t['tokens']:,} tokens, {t['bytes']:,} bytes, {windows}"
+        yield f"loss:          {_number(t['loss'], '.4f')} nats per token"
+        yield f"perplexity:    {_number(t['perplexity'], '.2f')}"
+        yield f"bits per byte: {_number(t['bits_per_byte'], '.4f')}"
+    if "hellaswag" in facts:
+        h = facts["hellaswag"]
+        yield f"hellaswag:     acc_norm {h['acc_norm']:.4f} ({h['right_norm']} of {h['items']}), acc {h['acc']:.4f}"
+
+
+def _number(number: float | None, form: str) -> str:
+    return "not finite" if number is None else format(number, form)

@@ -1,0 +1,1 @@
+"""The doctor: checks that tell whether everything holds on this very machine."""

@@ -1,0 +1,66 @@
+"""All checks, one after the other, and what they found as a report."""
+
+import math
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from .. import device
+from . import checks, speed
+from .finding import Finding
+
+CHECKS: dict[str, Callable[[Path], Finding]] = {
+    "matrix products in float32 against float64": checks.products,
+    "logits against a NumPy reference": checks.logits,
+    "gradients against differences of the reference": checks.gradient,
+    "compiled step against the plain one": checks.compiled_step,
+    "dropout in the compiled step": checks.compiled_dropout,
+    "fused attention against the plain one": checks.attention,
+    "fused loss against the plain one": checks.loss,
+    "save and exact resume": checks.resume,
+    "cached generation against one pass": checks.cached,
+    "batched generation against alone": checks.batched,
+    "training speed": speed.training,
+    "decoding speed": speed.decoding,
+    "peak memory": speed.memory,
+}
+
+
+def facts() -> dict:
+    """What the examination runs on and with."""
+    return {
+        "machine": device.facts(),
+        "versions": device.versions("mlx-metal", "mlx-cpu", "mlx-cuda-12", "mlx-cuda-13", "scipy-openblas32"),
+    }
+
+
+def examine(tell: Callable[[str, Finding, float], None]) -> list[dict]:
+    """Run all checks in a temporary folder; `tell` hears of each, with its seconds, when it is done.
+
+    A check that raises has found that it is not ok. Only what ends the process itself, as a fault of the GPU's driver
+    does, ends the examination.
+    """
+    results = []
+    with tempfile.TemporaryDirectory(prefix="gpt2_mlx_doctor_", ignore_cleanup_errors=True) as folder:
+        for name, check in CHECKS.items():
+            began = time.perf_counter()
+            finding = _run(check, Path(folder))
+            seconds = time.perf_counter() - began
+            tell(name, finding, seconds)
+            numbers = {key: _json_number(number) for key, number in finding.numbers.items()}
+            results.append(
+                {"check": name, "ok": finding.ok, "text": finding.text, "seconds": round(seconds, 3), **numbers}
+            )
+    return results
+
+
+def _run(check: Callable[[Path], Finding], folder: Path) -> Finding:
+    try:
+        return check(folder)
+    except Exception as error:
+        return Finding(False, f"{type(error).__name__}: {' '.join(str(error).split())}")
+
+
+def _json_number(number: float | None) -> float | None:
+    return number if number is not None and math.isfinite(number) else None

@@ -1,0 +1,87 @@
+"""How fast this machine trains and generates, measured on the spot, and the memory it takes."""
+
+import statistics
+import time
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+
+from .. import device
+from ..config import PRESETS
+from ..generation.engine import Engine
+from ..generation.scheduler import SamplingParams
+from ..model import GPT2
+from ..training.config import TrainConfig
+from ..training.data import TokenDataset
+from ..training.trainer import Trainer
+from .chips import share_of_bandwidth, share_of_tflops
+from .finding import Finding
+
+SECONDS = 5  # to measure training for, once it is compiled
+
+
+def preset() -> str:
+    """What is measured: GPT-2 on a GPU, the preset that a CPU trains elsewhere."""
+    return "gpt2" if device.on_gpu() else "tiny"
+
+
+def training(folder: Path) -> Finding:
+    """The median step of a run of the preset with its defaults, in float32, on a GPU one window a step."""
+    batch_size = 1 if device.on_gpu() else None
+    config = TrainConfig(preset=preset(), batch_size=batch_size, dtype="float32").resolved(device.on_gpu())
+    trainer = Trainer(config, GPT2(config.model_config()), TokenDataset(np.zeros(0, np.uint16)), folder)
+    shape = (config.batch_size, config.block_size)
+    batch = tuple(mx.random.randint(0, 50257, shape, key=mx.random.key(i)) for i in range(2))
+
+    def step() -> float:
+        began = time.perf_counter()
+        mx.eval(trainer.train_step([batch], 1e-4), trainer.model.state, trainer.optimizer.state)
+        return time.perf_counter() - began
+
+    first, _ = step(), step()  # compiled, and warm
+    times = [step()]
+    while len(times) < 3 or (sum(times) < SECONDS and len(times) < 50):
+        times.append(step())
+    speed = config.batch_size * config.block_size / statistics.median(times)
+    tflops = speed * flops_per_token(trainer.model) / 1e12
+    words, share = share_of_tflops(device.chip(), tflops)
+    text = f"{preset()}, {shape[0]} x {shape[1]} tokens: {speed:,.0f} tokens/s, {tflops:.3f} TFLOP/s ({words})"
+    numbers = {"tokens_per_s": speed, "tflops": tflops, "share_of_peak": share, "first_step_s": first}
+    return Finding(True, text, numbers)
+
+
+def flops_per_token(model: GPT2) -> int:
+    """Forward and backward: 6 a weight, positions excepted, and attention's (Chowdhery et al. 2022, appendix B)."""
+    c = model.config
+    return 6 * (model.n_params - model.wpe.weight.size) + 12 * c.n_layer * c.n_embd * c.block_size
+
+
+def decoding(_: Path) -> Finding:
+    """The median step of the engine with one text, which reads all weights for it, and with 16."""
+    model = GPT2(PRESETS[preset()])
+    mx.eval(model.parameters())
+    alone, crowd = (_tokens_per_s(model, n) for n in (1, 16))
+    gb_per_s = alone * (model.n_params - model.wpe.weight.size) * model.wte.weight.itemsize / 1e9
+    words, share = share_of_bandwidth(device.chip(), gb_per_s)
+    text = f"{preset()}, float32: {alone:,.0f} tokens/s alone, {gb_per_s:.1f} GB/s ({words}); 16 at once: {crowd:,.0f}"
+    numbers = {"tokens_per_s": alone, "gb_per_s": gb_per_s, "share_of_peak": share, "tokens_per_s_of_16": crowd}
+    return Finding(True, text, numbers)
+
+
+def _tokens_per_s(model: GPT2, n_slots: int) -> float:
+    engine = Engine(model, n_slots)
+    for seed in range(n_slots):
+        engine.add([50256, *range(7)], SamplingParams(max_tokens=40, seed=seed))
+    rates = []
+    while engine.has_work:
+        began = time.perf_counter()
+        outputs = engine.step()
+        rates.append(sum(len(output.tokens) for output in outputs) / (time.perf_counter() - began))
+    return statistics.median(rates[2:])
+
+
+def memory(_: Path) -> Finding:
+    peak, total = device.peak_memory_gb(), device.total_memory() / 1e9
+    text = f"{peak:.2f} GB in MLX's arrays of the machine's {total:.1f} GB"
+    return Finding(True, text, {"peak_gb": peak, "total_gb": total})

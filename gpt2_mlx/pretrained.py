@@ -1,0 +1,77 @@
+"""Finding weights: a run or a folder of this machine, or a model on the Hugging Face hub, fetched once."""
+
+import json
+import re
+from pathlib import Path
+
+from . import checkpoint, tokenizer
+
+OPENAI = {name: f"openai-community/{name}" for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")}
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+_OTHER_TOKENIZERS = ("vocab.txt", "*.model")
+# Of all that a model's page holds: no pickles, and no copies of the weights for other programs.
+_WEIGHTS = ("model.safetensors", "model-*.safetensors", "model.safetensors.index.json")
+_FILES = ["config.json", *_WEIGHTS, "vocab.json", "tokenizer.json", *_OTHER_TOKENIZERS]
+
+
+def find(source: str | Path) -> Path:
+    """The checkpoint folder that a user means.
+
+    Args:
+        source: a run (its best checkpoint), a checkpoint folder; gpt2, gpt2-medium, gpt2-large or gpt2-xl, the weights
+            that OpenAI published; or owner/name on the Hugging Face hub, unless the folder owner is here.
+
+    Raises:
+        ValueError: there is none, it cannot be fetched, or its tokenizer is not GPT-2's.
+    """
+    name, path = str(source), Path(source)
+    if name in OPENAI or (_HUB_NAME.fullmatch(name) and not path.parent.exists()):
+        folder = _fetch(OPENAI.get(name, name))
+    else:
+        try:
+            folder = checkpoint.resolve(path)
+        except ValueError as error:
+            raise ValueError(f"{error}, nor is it {', '.join(OPENAI)} or owner/name on the Hugging Face hub") from None
+    _check_tokenizer(folder)
+    return folder
+
+
+def _fetch(name: str) -> Path:
+    """The folder of a hub model in huggingface_hub's cache, which HF_HOME moves; HF_HUB_OFFLINE=1 asks nobody."""
+    from huggingface_hub import snapshot_download  # half a second that only this needs
+    from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=_FILES))
+    except RepositoryNotFoundError:
+        raise ValueError(f"the Hugging Face hub shows no model {name}; for a private one: `hf auth login`") from None
+    except LocalEntryNotFoundError as error:
+        reason = str(error.__cause__ or error).splitlines()[0]
+        raise ValueError(f"{name} is not in the cache, and the Hugging Face hub cannot be asked: {reason}") from None
+    except Exception as error:  # those of the network are of a class that changes with the library's version
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ValueError(f"{name} cannot be fetched from the Hugging Face hub: {reason}") from None
+
+
+def _check_tokenizer(folder: Path) -> None:
+    """Raise a ValueError where a folder has another vocabulary than GPT-2's, with or without further tokens."""
+    vocab, whole = folder / "vocab.json", folder / "tokenizer.json"
+    file = next((file for file in (vocab, whole) if file.is_file()), None)
+    if file is None:
+        file = next((file for pattern in _OTHER_TOKENIZERS for file in folder.glob(pattern)), None)
+        is_gpt2s = file is None
+    else:
+        content, own = file.read_bytes(), (tokenizer.ASSETS / "encoder.json").read_bytes()
+        is_gpt2s = content == own or _ids(content).items() >= _ids(own).items()
+    if not is_gpt2s:
+        raise ValueError(f"{file} is not GPT-2's vocabulary: a model with a tokenizer of its own cannot be used")
+
+
+def _ids(content: bytes) -> dict[str, int]:
+    """The id of each token, from a vocab.json or a tokenizer.json; none where it is neither."""
+    try:
+        fields = json.loads(content)
+        model = fields.get("model")
+        return dict(model["vocab"] if isinstance(model, dict) else fields)  # "model" is a token, too
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return {}

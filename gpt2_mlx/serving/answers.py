@@ -1,0 +1,138 @@
+"""What answers hold, for those who read the API's description; a test holds the answers to it."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+FinishReason = Literal["stop", "length"]
+
+
+class _Answer(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
+
+
+class Usage(_Answer):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class Logprobs(_Answer):
+    """Of the tokens that begin in the text; natural logarithms, of the model's own probabilities."""
+
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    """None for a prompt's first token."""
+    top_logprobs: list[dict[str, float] | None]
+    """The likeliest tokens in each place, and the one that stands there."""
+    text_offset: list[int]
+    """Where each token begins, in characters."""
+
+
+class SentenceAnswer(_Answer):
+    completed_sentence: str
+    """The prompt and what follows it."""
+    completed_sentences: list[str] = []
+    """All samples; there if n is more than 1."""
+    finish_reason: FinishReason
+    """stop: the text came to its end; length: max_tokens were drawn."""
+    slides: int
+    """How often the window of block_size tokens was moved on."""
+    logprobs: Logprobs | None = None
+    """Of the first sample; there if logprobs is more than 0."""
+    checkpoint: str
+    """Which checkpoint answered."""
+    usage: Usage
+
+
+class CompletionChoice(_Answer):
+    index: int
+    text: str
+    logprobs: Logprobs | None
+    finish_reason: FinishReason
+    slides: int
+    """How often the window of block_size tokens was moved on."""
+
+
+class CompletionAnswer(_Answer):
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    """Seconds since 1970."""
+    model: str
+    system_fingerprint: str
+    """Which checkpoint answered."""
+    choices: list[CompletionChoice]
+    usage: Usage
+
+
+class Model(_Answer):
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+
+
+class Models(_Answer):
+    object: Literal["list"]
+    data: list[Model]
+
+
+class Health(_Answer):
+    status: Literal["ok"]
+
+
+class Ready(_Answer):
+    status: Literal["ready"]
+    checkpoint: str
+    """The one that answers where a request names none."""
+
+
+class Checkpoint(_Answer):
+    name: str
+    step: int | None
+    val_loss: float | None
+    """Nats per token."""
+
+
+class Card(_Answer):
+    model: str
+    preset: str | None
+    """None for a shape that is no preset's."""
+    n_params: int
+    n_layer: int
+    n_head: int
+    n_embd: int
+    block_size: int
+    """Tokens the model can look back on."""
+    data: str | None
+    """What it learned from; None where no run is known."""
+    step: int | None
+    """How far the training has come."""
+    max_steps: int | None
+    ended: str | None
+    """Why the training ended; None if it has not."""
+    test_loss: float | None
+    """Nats per token, of the best checkpoint."""
+    checkpoint: Checkpoint | None
+    """The one that answers where a request names none; None while it loads."""
+    checkpoints: list[Checkpoint]
+    """Those that requests may name."""
+    watch: bool
+    """Whether a new best checkpoint of the run takes over."""
+    unready: str | None
+    """Why a request would not be served; None if it would."""
+
+
+class ErrorFacts(_Answer):
+    message: str
+    """For people."""
+    type: str
+    param: str | None
+    """The field to blame, if one is."""
+    code: str
+    """For programs."""
+
+
+class Error(_Answer):
+    error: ErrorFacts

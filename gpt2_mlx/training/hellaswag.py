@@ -1,0 +1,125 @@
+"""HellaSwag (Zellers et al. 2019): which of four endings goes on with a context, told from their losses."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tiktoken
+from tqdm import tqdm
+
+from .. import device
+from ..model import GPT2
+from .evaluation import Evaluator
+from .loss import IGNORE
+
+BUCKET = 32  # rows are padded to a multiple, so that shapes stay few
+
+
+@dataclass(frozen=True)
+class Item:
+    """A context, its endings, and which of them is the true one."""
+
+    context: str
+    endings: tuple[str, ...]
+    label: int
+
+
+@dataclass(frozen=True)
+class HellaSwagScore:
+    """How many items a model gets right."""
+
+    items: int
+    right: int  # by the ending's summed loss
+    right_norm: int  # by its mean loss per token
+
+    @property
+    def acc(self) -> float:
+        return self.right / self.items
+
+    @property
+    def acc_norm(self) -> float:
+        return self.right_norm / self.items
+
+
+def read(path: Path) -> list[Item]:
+    """The items of a file in the published format: a JSON object with ctx, endings and label a line.
+
+    Raises:
+        ValueError: a line is none of that; the message names it.
+    """
+    items = []
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            items.append(_item(json.loads(line)))
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: {error}") from None
+    if not items:
+        raise ValueError(f"{path} has no items")
+    return items
+
+
+def _item(fields: object) -> Item:
+    if not isinstance(fields, dict):
+        raise ValueError("not a JSON object")
+    context, endings, label = (fields.get(name) for name in ("ctx", "endings", "label"))
+    if not isinstance(context, str) or not context:
+        raise ValueError(f"ctx is {context!r}; it must be a text")
+    if not isinstance(endings, list) or len(endings) < 2 or not all(isinstance(e, str) for e in endings):
+        raise ValueError(f"endings is {endings!r}; it must be a list of texts, at least 2")
+    if str(label) not in map(str, range(len(endings))):  # Hugging Face's copy has "0" to "3"
+        raise ValueError(f"label is {label!r}; it must lie in [0, {len(endings) - 1}] (the test file has no labels)")
+    return Item(context, tuple(endings), int(label))
+
+
+def score(model: GPT2, encoding: tiktoken.Encoding, items: list[Item], batch_size: int = 16) -> HellaSwagScore:
+    """Score items as a completion: the ending counts, the context before it does not.
+
+    The ending with the lowest loss is the answer; acc_norm takes the loss per token. What is longer than block_size
+    loses its oldest tokens.
+
+    Raises:
+        ValueError: the model's vocabulary is smaller than the tokenizer's.
+    """
+    if model.config.vocab_size < encoding.n_vocab:
+        raise ValueError(f"the model's vocab_size is {model.config.vocab_size}; HellaSwag needs {encoding.n_vocab}")
+    rows = [row for item in items for row in _rows(encoding, item, model.config.block_size)]
+    sums = _losses(model, rows, batch_size)
+    means = sums / [(targets != IGNORE).sum() for _, targets in rows]
+    right = right_norm = start = 0
+    for item in items:
+        own = slice(start, start + len(item.endings))
+        right += sums[own].argmin() == item.label
+        right_norm += means[own].argmin() == item.label
+        start = own.stop
+    return HellaSwagScore(len(items), int(right), int(right_norm))
+
+
+def _rows(encoding: tiktoken.Encoding, item: Item, block_size: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Tokens and targets, (n,) each, of a context with each of its endings."""
+    context = encoding.encode_ordinary(item.context)
+    rows = []
+    for ending in item.endings:
+        tokens = np.array(context + encoding.encode_ordinary(" " + ending), np.int32)
+        targets = tokens[1:].copy()
+        targets[: len(context) - 1] = IGNORE
+        rows.append((tokens[:-1][-block_size:], targets[-block_size:]))
+    return rows
+
+
+def _losses(model: GPT2, rows: list[tuple[np.ndarray, np.ndarray]], batch_size: int) -> np.ndarray:
+    """The summed loss of each row, (len(rows),): rows of about the same length go together."""
+    evaluator, losses = Evaluator(model, device.streams(batch_size)), np.empty(len(rows))
+    order = sorted(range(len(rows)), key=lambda i: -len(rows[i][0]))
+    with tqdm(total=len(rows), desc="hellaswag", unit="ending", leave=False, disable=None) as bar:
+        for start in range(0, len(rows), batch_size):
+            some = order[start : start + batch_size]
+            width = min(-(-len(rows[some[0]][0]) // BUCKET) * BUCKET, model.config.block_size)
+            tokens, targets = np.zeros((batch_size, width), np.int32), np.full((batch_size, width), IGNORE, np.int32)
+            for place, i in enumerate(some):
+                tokens[place, : len(rows[i][0])], targets[place, : len(rows[i][1])] = rows[i]
+            losses[some] = evaluator.rows(tokens, targets)[: len(some)]
+            bar.update(len(some))
+    return losses

@@ -1,0 +1,60 @@
+"""A run to serve, and serve.py serving it."""
+
+import contextlib
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+from test_async_engine import eventually
+
+from gpt2_mlx import checkpoint
+from gpt2_mlx.config import GPT2Config
+from gpt2_mlx.metrics import MetricsLog
+from gpt2_mlx.model import GPT2
+
+ROOT = Path(__file__).parents[1]
+CONFIG = GPT2Config(block_size=64, n_layer=1, n_head=1, n_embd=8)
+
+
+def add_checkpoint(run: Path, step: int, *links: str) -> Path:
+    """Save a checkpoint whose weights follow from its step."""
+    folder = run / f"step-{step:08d}"
+    checkpoint.save(folder, GPT2(CONFIG, seed=step))
+    for link in links:
+        checkpoint.mark(run, link, folder)
+    return folder
+
+
+def make_run(run: Path) -> Path:
+    """A run of 8 steps that has come to step 4, with two checkpoints; the second is the best."""
+    add_checkpoint(run, 2)
+    add_checkpoint(run, 4, "latest", "best")
+    log = MetricsLog(run / "metrics.jsonl")
+    config = {"batch_size": 2, "grad_accum_steps": 1, "block_size": 64, "max_steps": 8}
+    log.write("start", 0, config=config, text={"name": "verse"}, n_params=CONFIG.n_params)
+    for step in range(1, 5):
+        log.write("train", step, loss=11 - step / 4, elapsed_s=float(step))
+        if step % 2 == 0:
+            log.write("eval", step, val_loss=11 - step / 8)
+    log.close()
+    return run
+
+
+def command(*flags: str) -> list[str]:
+    return [sys.executable, str(ROOT / "serve.py"), "--device", "cpu", "--port", "0", *flags]
+
+
+@contextlib.contextmanager
+def begun(folder: Path, *flags: str):
+    """serve.py in a folder, ready, and its address."""
+    process = subprocess.Popen(command(*flags), cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        line = process.stdout.readline()
+        assert line.startswith("serving "), line or process.stderr.read()
+        url = f"http://127.0.0.1:{line.split()[-1]}"
+        eventually(lambda: httpx.get(url + "/ready", timeout=30).status_code == 200, 60)
+        yield process, url
+    finally:
+        process.kill()
+        process.communicate()

@@ -1,0 +1,42 @@
+import json
+
+import pytest
+
+from benchmarks import common, tokenize
+
+
+def test_contestants_take_turns():
+    order = []
+    values = iter([3.0, 30.0, 1.0, 10.0, 2.0, 20.0])
+    contestants = {name: lambda name=name: order.append(name) or next(values) for name in "ab"}
+    measured = common.alternate(3, contestants)
+    assert order == list("ababab")
+    assert measured == {"a": [3.0, 1.0, 2.0], "b": [30.0, 10.0, 20.0]}
+    assert common.medians(measured) == {"a": 2.0, "b": 20.0}
+
+
+def test_a_result_is_a_line_that_tells_the_machine(tmp_path, monkeypatch):
+    monkeypatch.setattr(common, "RESULTS", tmp_path / "results.jsonl")
+    for ratio in (1, 2):
+        common.append("some", ratio=ratio, **common.machine("numpy"))
+    lines = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
+    assert [line["ratio"] for line in lines] == [1, 2]
+    assert {"benchmark", "time", "device", "system"} <= set(lines[0])
+    assert {"python", "mlx", "numpy"} == set(lines[0]["versions"])
+
+
+def test_a_table_is_aligned():
+    assert common.table(["a", "seconds"], [["ours", "1"]]).splitlines() == [
+        "| a    | seconds |",
+        "| ---- | ------- |",
+        "| ours | 1       |",
+    ]
+
+
+def test_tokenize_measures_us_beside_tiktoken():
+    results = tokenize.measure(20_000, rounds=2)
+    ours, *peers = results["median_s"]
+    assert ours == "gpt2_mlx, to shards" and all(name.startswith("tiktoken, ") for name in peers)
+    assert {len(seconds) for seconds in results["seconds"].values()} == {2}
+    medians = results["median_s"]
+    assert results["ratio"] == pytest.approx(medians[ours] / min(medians[name] for name in peers))

@@ -1,0 +1,82 @@
+"""/openapi.json is true: to the routes, to the answers, and under a fuzzer's fire."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from served import make_run
+from test_app import COMPLETIONS, SENTENCE, Client, serving
+from test_async_engine import FakeEngine
+
+from gpt2_mlx.serving import answers, app, docs, openapi, pages, schemas
+from gpt2_mlx.serving.completions import Service
+from gpt2_mlx.serving.run import Run
+
+DOCUMENT = openapi.document()
+
+
+class BriefEngine(FakeEngine):
+    """A small engine that ends every text soon, whatever is asked for."""
+
+    def step(self):
+        for job in self.running.values():
+            job[2] = max(job[2], job[1].max_tokens - 3)
+        return super().step()
+
+
+@pytest.fixture
+def client(tmp_path):
+    """An app with its pages, over a real run."""
+    run = make_run(tmp_path / "verse")
+    client = Client(BriefEngine(n_slots=64))
+    client.app = app.build(
+        Service(client.engine, client.app.state.service.encoding, client.telemetry, Run(run, "mine")),
+        pages=pages.routes(),
+    )
+    yield client
+    client.close()
+
+
+def test_every_route_but_the_pages_is_described(client):
+    paths = {route.path for route in client.app.routes}
+    assert paths - set(DOCUMENT["paths"]) == {"/", "/page.css", "/page.js", "/docs", "/openapi.json"}
+    assert set(DOCUMENT["paths"]) <= paths
+
+
+@pytest.mark.parametrize("model", [schemas.SentenceRequest, schemas.CompletionRequest])
+def test_every_field_has_its_limits_default_and_reason(model):
+    fields = DOCUMENT["components"]["schemas"][model.__name__]["properties"]
+    assert set(fields) == set(model.model_fields)
+    for name, field in fields.items():
+        assert field.get("description") or not model.model_fields[name].is_required(), name
+    temperature = fields["temperature"]["anyOf"][0]
+    assert (temperature["minimum"], temperature["maximum"]) == (0, schemas.MAX_TEMPERATURE)
+    assert fields["max_tokens"]["default"] == model.model_fields["max_tokens"].default
+
+
+def test_answers_hold_what_is_described(client):
+    for fields in ({}, {"n": 2, "logprobs": 2}):
+        answers.SentenceAnswer.model_validate(client.sentence(**fields))
+        answers.CompletionAnswer.model_validate(client.completion(**fields))
+    for path, model in (("/v1/models", answers.Models), ("/ready", answers.Ready), ("/card", answers.Card)):
+        model.model_validate(client.get(path).json())
+    answers.Error.model_validate(client.post(SENTENCE, {}).json())
+
+
+def test_the_page_tells_every_route_and_field():
+    page = docs.page(DOCUMENT)
+    for path, model in ((SENTENCE, schemas.SentenceRequest), (COMPLETIONS, schemas.CompletionRequest)):
+        assert f"POST {path}" in page
+        assert all(f"<code>{name}</code>" in page for name in model.model_fields)
+    assert "http://" not in page and "https://" not in page
+
+
+def test_a_fuzzer_finds_no_answer_that_is_not_described(client, tmp_path):
+    checks = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
+    with serving(client) as url:
+        words = [str(Path(sys.executable).with_name("schemathesis")), "run", f"{url}/openapi.json"]
+        words += ["--checks", checks, "--max-examples", "25", "--seed", "1", "--phases", "fuzzing"]
+        done = subprocess.run([*words, "--no-color"], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
+    assert client.engine.n_running == client.engine.n_waiting == 0
