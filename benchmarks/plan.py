@@ -1,15 +1,16 @@
-"""How near the planner's peak memory is to the measured one: `python -m benchmarks.plan`, ten configurations.
+"""How near the planner's peak memory is to the measured one, for ten configurations.
 
 Each is measured in a process of its own, since memory that an earlier one left behind would be counted.
 """
 
 import json
-import subprocess
-import sys
+from multiprocessing import get_context
 
-from gpt2_mlx import device
+from gpt2_mlx import cli, device
 from gpt2_mlx.training import plan
 from gpt2_mlx.training.config import TrainConfig
+
+from .common import append, machine, table
 
 CONFIGURATIONS = [
     {"preset": "tiny"},
@@ -26,24 +27,31 @@ CONFIGURATIONS = [
 
 
 def main() -> None:
-    on_gpu = device.select() == "gpu"
-    if len(sys.argv) > 1:
-        seconds, peak = plan.measure(TrainConfig(**json.loads(sys.argv[1])).resolved(on_gpu))
-        print(json.dumps({"seconds": seconds, "peak": peak}))
-        return
-    print(f"{device.description()}\n\n| configuration | predicted GB | measured GB | off | s/step |")
-    print("|---|--:|--:|--:|--:|")
-    for fields in CONFIGURATIONS:
-        text = json.dumps(fields)
-        done = subprocess.run(
-            [sys.executable, "-m", "benchmarks.plan", text], check=True, capture_output=True, text=True
-        )
-        measured = json.loads(done.stdout)
-        predicted = sum(plan.memory(TrainConfig(**fields).resolved(on_gpu)).values())
-        off = predicted / measured["peak"] - 1
-        numbers = f"{predicted / 1e9:.2f} | {measured['peak'] / 1e9:.2f} | {off:+.0%} | {measured['seconds']:.2f}"
-        print(f"| {text} | {numbers} |", flush=True)
+    facts = machine()
+    print(f"{facts['device']}, {facts['system']}, {facts['versions']}")
+    with get_context("spawn").Pool(1, maxtasksperchild=1) as process:
+        results = process.map(measure, CONFIGURATIONS, chunksize=1)
+    print(table(["configuration", "predicted GB", "measured GB", "off", "s/step"], [_cells(**r) for r in results]))
+    append("plan", results=results, **facts)
+
+
+def measure(fields: dict) -> dict:
+    """The predicted and the measured peak of a configuration, and the seconds of its step."""
+    config = TrainConfig(**fields).resolved(device.select() == "gpu")
+    predicted = sum(plan.memory(config).values())
+    seconds, measured = plan.measure(config)
+    return {
+        "configuration": fields,
+        "predicted_gb": predicted / 1e9,
+        "measured_gb": measured / 1e9,
+        "off": predicted / measured - 1,
+        "seconds": seconds,
+    }
+
+
+def _cells(configuration: dict, predicted_gb: float, measured_gb: float, off: float, seconds: float) -> list[str]:
+    return [json.dumps(configuration), f"{predicted_gb:.2f}", f"{measured_gb:.2f}", f"{off:+.0%}", f"{seconds:.2f}"]
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from benchmarks import common, tokenize
+from benchmarks import common, plan, tokenize
 
 
 def test_contestants_take_turns():
@@ -40,3 +40,10 @@ def test_tokenize_measures_us_beside_tiktoken():
     assert {len(seconds) for seconds in results["seconds"].values()} == {2}
     medians = results["median_s"]
     assert results["ratio"] == pytest.approx(medians[ours] / min(medians[name] for name in peers))
+
+
+def test_plan_measures_a_configuration_beside_its_prediction():
+    fields = {"preset": "tiny", "n_layer": 1, "n_embd": 32, "batch_size": 1, "block_size": 16, "device": "cpu"}
+    result = plan.measure(fields)
+    assert result["configuration"] == fields and result["seconds"] > 0
+    assert 1 + result["off"] == pytest.approx(result["predicted_gb"] / result["measured_gb"])

@@ -22,10 +22,10 @@ from .trainer import Trainer
 Parts = dict[str, float]  # what holds memory, in bytes
 
 # Measured on the CPU over models of 4 to 12 layers, 128 to 768 wide, windows of 128 to 1,024 tokens.
-_KEPT_PER_CHANNEL = 38  # numbers a block keeps for the backward pass, per token and channel
+_KEPT_PER_CHANNEL = 56  # numbers a block keeps for the backward pass, per token and channel
 _CHUNKS_IN_FLIGHT = 4  # MLX allocates for the next chunks of the loss while it computes one
 _BUFFERS_PER_CHUNK = 3  # logits, their exponentials, what made them
-_KEPT_IN_16_BITS = 0.6  # softmax and norms keep some in float32
+_KEPT_IN_16_BITS = 0.8  # softmax, norms and GELU keep some in float32
 
 
 def memory(config: TrainConfig, processes: int = 1) -> Parts:
@@ -60,7 +60,7 @@ def memory(config: TrainConfig, processes: int = 1) -> Parts:
         **states,
         "weights": weights + lowered,
         "gradients": weights * several + streams * (weights + table) + (table if streams > 1 else 0),
-        "activations": 4 * kept,  # of the block at work, their gradients, and what is allocated ahead
+        "activations": 3 * kept,  # of the block at work, their gradients, and what is allocated ahead
         "attention scores": 4 * scores,
     }
     update = {**states, "gradients": 2 * weights + 2 * table + (weights if processes > 1 else 0)}
