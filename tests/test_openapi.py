@@ -31,7 +31,8 @@ def client(tmp_path):
     run = make_run(tmp_path / "verse")
     client = Client(BriefEngine(n_slots=64))
     client.app = app.build(
-        Service(client.engine, client.app.state.service.encoding, client.telemetry, Run(run, "mine")), pages=pages.routes()
+        Service(client.engine, client.app.state.service.encoding, client.telemetry, Run(run, "mine")),
+        pages=pages.routes(),
     )
     yield client
     client.close()

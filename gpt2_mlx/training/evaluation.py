@@ -13,6 +13,7 @@ from .. import device, tokenizer
 from ..model import GPT2
 from .data import evaluation_batches
 from .loss import IGNORE, cross_entropy_by_token
+from .shards import Tokens
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,11 @@ def _head(model: GPT2) -> mx.array:
 
 
 def score_text(
-    model: GPT2, encoding: tiktoken.Encoding, tokens: np.ndarray, stride: int | None = None, batch_size: int = 8
+    model: GPT2,
+    encoding: tiktoken.Encoding,
+    tokens: Tokens | np.ndarray,
+    stride: int | None = None,
+    batch_size: int = 8,
 ) -> Score:
     """The score of a text, read in windows of block_size that begin every `stride` tokens; default: block_size.
 
@@ -98,18 +103,29 @@ def score_text(
         raise ValueError(f"--stride is {stride}; it must be at least 1 and at most the model's block_size, {T}")
     if len(tokens) < 2:
         raise ValueError(f"the text is too short: {len(tokens)} tokens; to be scored it must have at least 2")
-    if tokens.max() >= model.config.vocab_size:
+    counts = _counts(tokens)
+    if len(counts) > model.config.vocab_size:
         raise ValueError(
-            f"the text has the token {tokens.max()}; the model knows those below {model.config.vocab_size}"
+            f"the text has the token {len(counts) - 1}; the model knows those below {model.config.vocab_size}"
         )
+    counts[int(np.asarray(tokens[:1])[0])] -= 1  # the first is not predicted
     batches = evaluation_batches(tokens, batch_size, T, stride, IGNORE)
-    total, count = Evaluator(model, device.streams(batch_size)).sums(batches, "windows")
-    return Score(total / count, count, _bytes(encoding, tokens[1:]))
+    total, n = Evaluator(model, device.streams(batch_size)).sums(batches, "windows")
+    return Score(total / n, n, _bytes(encoding, counts))
 
 
-def _bytes(encoding: tiktoken.Encoding, tokens: np.ndarray) -> int:
-    """How many bytes of text tokens stand for; <|endoftext|> stands for none."""
-    ids, counts = np.unique(tokens, return_counts=True)
+def _counts(tokens: Tokens | np.ndarray) -> np.ndarray:
+    """How often each id occurs, up to the largest that does; tokens are read a part at a time."""
+    counts = np.zeros(2**16, np.int64)  # the ids are uint16
+    for start in range(0, len(tokens), 2**20):
+        counts += np.bincount(np.asarray(tokens[start : start + 2**20]), minlength=len(counts))
+    return counts[: counts.nonzero()[0][-1] + 1]
+
+
+def _bytes(encoding: tiktoken.Encoding, counts: np.ndarray) -> int:
+    """How many bytes of text tokens stand for, counted by id; <|endoftext|> stands for none."""
     return sum(
-        int(n) * len(tokenizer.token_bytes(encoding, int(id))) for id, n in zip(ids, counts) if id != tokenizer.EOT
+        int(counts[id]) * len(tokenizer.token_bytes(encoding, int(id)))
+        for id in counts.nonzero()[0]
+        if id != tokenizer.EOT
     )
