@@ -5,12 +5,13 @@ import shlex
 import signal
 from pathlib import Path
 
-from gpt2_mlx import checkpoint, cli, device, plot, pretrained
-from gpt2_mlx.training import run, text
+from gpt2_mlx import cli, device, plot
+from gpt2_mlx.training import plan, ranks, run, text
 from gpt2_mlx.training.config import TrainConfig
 from gpt2_mlx.training.trainer import Trainer
 
 
+@ranks.together()
 def main() -> None:
     flags = cli.parse(TrainConfig)
     on_gpu = device.select(flags.device) == "gpu"
@@ -26,16 +27,21 @@ def main() -> None:
     if source.note:
         print(f"NOTE: {source.note}")
         flags = dataclasses.replace(flags, data=source.name)
-    begins_here = flags.fine_tunes and not (folder / "latest").exists()
-    init = pretrained.find(flags.init_from) if begins_here else None
-    config = flags.resolved(on_gpu, checkpoint.read_config(init) if init else None)
+    init, shape = run.find_init(flags, folder)
+    config = flags.resolved(on_gpu, shape, ranks.size())
     if saved:
         run.check_unchanged(config, saved)
+    config = plan.fit(config, given=bool(saved or flags.batch_size), processes=ranks.size())
+    device.wire(config.wired_limit_gb)
+    if config.plan:
+        print(plan.report(config, ranks.size()))
+        return
     trainer = run.open_run(config, source, folder, init)
     greet(trainer, source)
     stop_on_signals(trainer)
+    device.keep_awake()
     reason = trainer.fit()
-    if trainer.progress.step:
+    if trainer.progress.step and ranks.is_first():
         plot.draw([folder], folder / "loss.png")
     if reason in signal.Signals.__members__:
         command = f"python train.py --resume --out {shlex.quote(str(folder))}"
@@ -46,7 +52,7 @@ def main() -> None:
 
 def greet(trainer: Trainer, source: text.Source) -> None:
     config, tokens = trainer.config, {name: len(trainer.dataset.split(name)) for name in ("train", "val", "test")}
-    print(f"device: {device.description()}")
+    print(f"device: {device.description()}" + f", {ranks.size()} processes" * (ranks.size() > 1))
     print(f"text:   {source.name}, {' + '.join(f'{n:,} {name}' for name, n in tokens.items())} tokens")
     if 0 < config.eval_tokens < max(tokens["val"], tokens["test"]):
         print(f"        the losses of val and test are over their first {config.eval_tokens:,} (--eval-tokens)")

@@ -7,6 +7,7 @@ import platform
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import mlx.core as mx
 
@@ -31,6 +32,9 @@ def select(name: str = "auto") -> str:
     mx.set_default_device(mx.gpu if chosen == "gpu" else mx.cpu)
     if chosen == "cpu" and sys.platform == "linux":
         _tune_linux_cpu()
+    if chosen == "gpu" and sys.platform == "darwin":  # the system shares it; MLX's own limit is half as large again
+        mx.set_memory_limit(memory())
+        mx.set_cache_limit(memory() // 4)
     return chosen
 
 
@@ -68,10 +72,15 @@ def streams(batch_size: int) -> list[mx.Stream]:
     """
     if on_gpu():
         return [mx.default_stream(mx.gpu)]
-    cores = cpu_count()
-    n = max(n for n in range(1, min(cores, batch_size) + 1) if batch_size % n == 0)
-    blas.set_threads(max(1, cores // n))
+    n = n_streams(batch_size)
+    blas.set_threads(max(1, cpu_count() // n))
     return [mx.new_stream(mx.cpu) for _ in range(n)]
+
+
+def n_streams(batch_size: int) -> int:
+    """How many streams a batch is split over."""
+    most = 1 if on_gpu() else min(cpu_count(), batch_size)
+    return max(n for n in range(1, most + 1) if batch_size % n == 0)
 
 
 def shards(streams: list[mx.Stream], batch_size: int) -> list[tuple[mx.Stream, slice]]:
@@ -126,19 +135,54 @@ def _tanh_vjp(x, cotangent, y):
     return cotangent * (1 - y * y)
 
 
+def total_memory() -> int:
+    """The machine's memory in bytes: a GPU's own where it has its own, a container's limit where there is one."""
+    if on_gpu() and (own := mx.device_info().get("total_memory")):
+        return own
+    sizes = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):  # control groups, version 2 and 1
+        limit = Path("/sys/fs/cgroup") / name
+        if limit.exists() and limit.read_text().strip().isdigit():
+            sizes.append(int(limit.read_text()))
+    return min(sizes)
+
+
+def memory(sharing: int = 1) -> int:
+    """The bytes that arrays may take in each of the processes that share this machine.
+
+    What Metal recommends, most of the GPU's own memory, or on a CPU most of the machine's. The rest is for the
+    programs, and on a CPU for what the allocator cannot fill.
+    """
+    if on_gpu():
+        recommended = mx.device_info().get("max_recommended_working_set_size")
+        return recommended // sharing if recommended else int(0.9 * total_memory())  # each has its NVIDIA GPU
+    return int(0.85 * total_memory()) // sharing
+
+
 def peak_memory_gb() -> float:
     """The most memory MLX's arrays have taken so far, in GB of 10^9 bytes."""
     return mx.get_peak_memory() / 1e9
 
 
-def memory_gb() -> float | None:
-    """The machine's memory in GB of 10^9 bytes, a GPU's own where it has its own; None where nobody tells."""
-    info = mx.device_info()
-    known = next((info[key] for key in ("total_memory", "memory_size") if key in info), None)
-    try:
-        return (known or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")) / 1e9
-    except (ValueError, OSError):
-        return None
+def wire(gb: float) -> None:
+    """Have macOS keep so many GB of memory resident for the GPU; 0 leaves that to macOS.
+
+    Raises:
+        ValueError: it is more than the system allows, or this is no Mac's GPU.
+    """
+    if not gb:
+        return
+    if sys.platform != "darwin" or not on_gpu():
+        raise ValueError(f"--wired-limit-gb is {gb}; only a Mac's GPU has such a limit")
+    if gb * 1e9 > memory():
+        raise ValueError(f"--wired-limit-gb is {gb}; this Mac allows at most {memory() / 1e9:.1f}")
+    mx.set_wired_limit(int(gb * 1e9))
+
+
+def keep_awake() -> None:
+    """Keep a Mac from falling asleep while this process lives."""
+    if sys.platform == "darwin" and shutil.which("caffeinate"):
+        subprocess.Popen(["caffeinate", "-i", "-w", str(os.getpid())])
 
 
 def chip() -> str | None:
@@ -146,13 +190,13 @@ def chip() -> str | None:
     return mx.device_info().get("device_name") if on_gpu() else None
 
 
-def facts() -> dict[str, str | float | None]:
+def facts() -> dict[str, str | float]:
     """What machine this is, for a report."""
     return {
         "device": f"{mx.device_info().get('device_name', platform.machine())}, {'GPU' if on_gpu() else 'CPU'}",
         "system": platform.platform(),
         "cpu_cores": cpu_count(),
-        "memory_gb": memory_gb() and round(memory_gb(), 1),
+        "memory_gb": round(total_memory() / 1e9, 1),
         "blas": blas.name(),
         "compiler": _compiler(),
     }

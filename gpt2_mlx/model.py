@@ -4,6 +4,7 @@ Shapes: B batch, T tokens, C n_embd, H n_head, D head_dim, V vocab_size.
 """
 
 import math
+from functools import partial
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -179,20 +180,23 @@ class GPT2(nn.Module):
         self._check_tokens(tokens)
         return self.wte.as_linear(self.hidden(tokens, key))
 
-    def hidden(self, tokens: mx.array, key: mx.array | None = None, cache=None) -> mx.array:
+    def hidden(self, tokens: mx.array, key: mx.array | None = None, cache=None, recompute: bool = False) -> mx.array:
         """As `__call__` up to the head: (B, T) -> (B, T, C) after the last LayerNorm. Token ids are not checked.
 
-        With a cache (`KVCache.extend`) the tokens go on from what it holds, and it holds them afterwards.
+        With a cache (`KVCache.extend`) the tokens go on from what it holds, and it holds them afterwards. With
+        `recompute` a backward pass makes each block's activations anew, with the same masks, instead of keeping them
+        (Chen et al. 2016). The embeddings may be of another dtype than the rest, which decides.
         """
         T = tokens.shape[1]
         if cache is None and T > self.config.block_size:  # a cache knows its lengths and what is padding
             raise ValueError(f"{T} tokens do not fit: this model's block_size is {self.config.block_size}")
         keys = [None] * (self.config.n_layer + 1) if key is None else mx.random.split(key, self.config.n_layer + 1)
         positions = mx.arange(T) if cache is None else cache.positions  # (T,) or (B, T)
-        x = self.wte(tokens) + self.wpe(positions)  # (B, T, C)
+        x = (self.wte(tokens) + self.wpe(positions)).astype(self.ln_f.weight.dtype)  # (B, T, C)
         x = dropout(x, self.config.dropout, keys[-1])
         for layer, (block, block_key) in enumerate(zip(self.h, keys)):
-            x = block(x, block_key, cache, layer)
+            run = partial(block, key=block_key, cache=cache, layer=layer)
+            x = nn.utils.checkpoint(block, run)(x) if recompute else run(x)
         return self.ln_f(x)
 
     def _check_tokens(self, tokens: mx.array) -> None:

@@ -67,8 +67,8 @@ BUGS = {
     "gradient": lambda patch: patch.setattr(
         checks, "cross_entropy", lambda h, w, t: loss.cross_entropy(h, mx.stop_gradient(w), t)
     ),
-    "compiled_step": lambda patch: patch.setattr(trainer.mx, "compile", compile_that_scales_gradients),
-    "compiled_dropout": lambda patch: patch.setattr(trainer.mx, "compile", compile_that_remembers_its_key),
+    "compiled_step": lambda patch: patch.setattr(mx, "compile", compile_that_scales_gradients),
+    "compiled_dropout": lambda patch: patch.setattr(mx, "compile", compile_that_remembers_its_key),
     "attention": lambda patch: patch.setattr(mx.fast, "scaled_dot_product_attention", not_causal),
     "loss": lambda patch: patch.setattr(device, "exp_of_negative", lambda x: mx.exp(x * 1.001)),
     "resume": lambda patch: patch.setattr(optim, "set_state", lambda optimizer, state: None),
@@ -110,7 +110,7 @@ def test_dropout_that_is_off_or_never_the_same_is_found(tmp_path, monkeypatch):
     ):
         with monkeypatch.context() as patch:
             patch.setattr("gpt2_mlx.model.dropout", wrong)
-            patch.setattr(trainer.mx, "compile", lambda function, **_: function)
+            patch.setattr(mx, "compile", lambda function, **_: function)
             (tmp_path / name).mkdir()
             found = checks.compiled_dropout(tmp_path / name)
         assert not found.ok and message in found.text
@@ -118,7 +118,7 @@ def test_dropout_that_is_off_or_never_the_same_is_found(tmp_path, monkeypatch):
 
 def test_on_a_gpu_a_resume_may_differ_in_last_bits_only(tmp_path, monkeypatch):
     monkeypatch.setattr(checks.device, "on_gpu", lambda: True)
-    monkeypatch.setattr(trainer.device, "streams", lambda batch_size: [mx.default_stream(mx.cpu)])
+    monkeypatch.setattr(device, "streams", lambda batch_size: [mx.default_stream(mx.cpu)])
     update, calls = optim.guarded_update, iter(range(100))
 
     def noisy(model, optimizer, gradients, rate, max_norm):

@@ -1,9 +1,12 @@
+import dataclasses
+
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten, tree_map
 
+from gpt2_mlx import model as model_module
 from gpt2_mlx.config import PRESETS, GPT2Config
 from gpt2_mlx.doctor import reference
 from gpt2_mlx.model import GPT2, dropout, gelu
@@ -163,8 +166,6 @@ def test_dropout_keeps_the_mean_and_follows_the_key():
 
 
 def test_dropout_in_the_model_needs_a_key_and_differs_by_layer(small):
-    import dataclasses
-
     model = jittered(dataclasses.replace(small, dropout=0.5))
     tokens = mx.array(some_tokens(small))
     plain = model(tokens)
@@ -176,8 +177,6 @@ def test_dropout_in_the_model_needs_a_key_and_differs_by_layer(small):
 
 
 def test_attention_with_dropout_equals_the_fused_one_as_it_vanishes(small):
-    import dataclasses
-
     model, tokens = jittered(small), mx.array(some_tokens(small))
     vanishing = GPT2(dataclasses.replace(small, dropout=1e-9))
     vanishing.update(model.parameters())
@@ -197,6 +196,28 @@ def test_attention_with_dropout_equals_the_fused_one_as_it_vanishes(small):
 def test_impossible_shapes_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         GPT2Config(**fields)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("masks", ["keyed", "drawn"])
+def test_recomputed_activations_drop_the_same_elements(small, monkeypatch, compiled, masks):
+    model = jittered(dataclasses.replace(small, dropout=0.3))
+    parameters, tokens = model.parameters(), mx.arange(20).reshape(2, 10)
+
+    def gradients(recompute):
+        def loss(parameters):
+            model.update(parameters)
+            return mx.sum(mx.square(model.hidden(tokens, mx.random.key(3), recompute=recompute)))
+
+        mx.random.seed(3)
+        gradient = mx.compile(mx.grad(loss)) if compiled else mx.grad(loss)
+        return tree_flatten(gradient(parameters))
+
+    if masks == "drawn":  # the plain way, from the global state: the backward pass draws others
+        monkeypatch.setattr(model_module, "dropout", lambda x, p, key: nn.Dropout(p)(x))
+    kept, remade = gradients(False), dict(gradients(True))
+    same = all(np.allclose(g, remade[name], rtol=1e-5, atol=1e-6) for name, g in kept)
+    assert same == (masks == "keyed")
 
 
 @pytest.mark.parametrize(("n_embd", "group_size"), [(64, 64), (96, 32)])

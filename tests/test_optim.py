@@ -73,6 +73,14 @@ def test_adamw_equals_numpy_and_decays_matrices_only(compiled):
         assert np.abs(p - parameters[name]).max() < 1e-5, name
 
 
+def test_the_norm_of_millions_of_elements_is_exact():
+    model = GPT2(GPT2Config(block_size=4, vocab_size=8192, n_layer=1, n_head=1, n_embd=512))
+    gradients = random_gradients(model, 1)
+    norm, _ = optim.guarded_update(model, optim.build(settings(), model), gradients, mx.array(0.0), 1.0)
+    squares = [np.square(np.array(g).astype(np.float64)).sum() for _, g in tree_flatten(gradients)]
+    assert norm.item() == pytest.approx(math.sqrt(sum(squares)), rel=1e-5)
+
+
 def test_muon_moves_along_an_orthogonal_matrix_at_adamws_scale():
     config = settings(optimizer="muon", weight_decay=0.0)
     model = GPT2(SHAPE)

@@ -241,7 +241,9 @@ def test_quantised_weights_are_refused_and_leave_nothing(text, tmp_path):
         ({"n_head": 3}, "n_embd is 8; it must be a multiple of n_head, which is 3"),
         ({"dropout": 2}, "dropout is 2.0; it must be at least 0 and less than 1"),
         ({"data": "nowhere"}, "--data is 'nowhere', which is no file or folder"),
-        ({"block_size": 100_000}, "with --block-size 100000"),
+        ({"block_size": 5000}, "with --block-size 5000"),
+        ({"batch_size": 10**8}, "tiny with --batch-size 100000000 does not fit: it needs "),
+        ({"wired_limit_gb": 4}, "--wired-limit-gb is 4.0; only a Mac's GPU has such a limit"),
         ({"init_from": "nowhere"}, "nowhere is neither a checkpoint"),
         ({"depth": 3}, "Unrecognized options: --depth"),
     ],
@@ -252,6 +254,16 @@ def test_a_mistake_is_one_line_and_leaves_nothing(text, tmp_path, flags, message
     assert done.stderr.startswith("train.py: error: ")
     assert done.stderr.count("\n") == 1
     assert message in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_plan_tells_what_a_run_takes_and_leaves_nothing(text, tmp_path):
+    done = train(text, tmp_path / "run", "--plan", grad_accum_steps=3)
+    assert done.returncode == 0, done.stderr
+    assert "step:   6 x 16 tokens, tiny" in done.stdout
+    rows = [line.split() for line in done.stdout.splitlines() if line[:1] == " "]
+    assert [row[:3] for row in rows] == [["2", "3", "no"], ["1", "6", "no"], ["2", "3", "yes"], ["1", "6", "yes"]]
+    assert rows[0][-2:] == ["this", "run"]
     assert not (tmp_path / "run").exists()
 
 

@@ -7,6 +7,7 @@ from mlx.utils import tree_flatten
 
 from gpt2_mlx import device, metrics, tokenizer
 from gpt2_mlx.model import GPT2
+from gpt2_mlx.training import precision
 from gpt2_mlx.training.config import TrainConfig
 from gpt2_mlx.training.data import TokenDataset
 from gpt2_mlx.training.trainer import Trainer
@@ -70,7 +71,7 @@ def test_the_split_over_cores_changes_nothing(tmp_path, monkeypatch, cores):
     split = trainer(tmp_path)
     monkeypatch.setattr(device, "cpu_count", lambda: 1)
     whole = trainer(tmp_path)
-    assert len(split._streams) == cores
+    assert len(split._step._streams) == cores
     assert split.train_step([batch], 1e-2)[0].item() == pytest.approx(
         whole.train_step([batch], 1e-2)[0].item(), rel=1e-5
     )
@@ -110,13 +111,52 @@ def test_dropout_follows_from_seed_and_step(tmp_path):
     assert loss(3) != trainer(tmp_path).train_step([batch], 0.0)[0].item()
 
 
-def test_master_weights_stay_float32_under_bfloat16(tmp_path):
-    half, full = trainer(tmp_path, dtype="bfloat16"), trainer(tmp_path)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_master_weights_stay_float32_under_fewer_bits(tmp_path, dtype):
+    half, full = trainer(tmp_path, dtype=dtype), trainer(tmp_path)
     (batch,) = batches(1, 4)
-    got, want = half.train_step([batch], 1e-2)[0].item(), full.train_step([batch], 1e-2)[0].item()
-    assert got != want
-    assert got == pytest.approx(want, rel=1e-2)
+    (got, norm, _), (want, full_norm, _) = half.train_step([batch], 1e-2), full.train_step([batch], 1e-2)
+    assert got.item() != want.item()
+    assert got.item() == pytest.approx(want.item(), rel=1e-2)
+    assert norm.item() == pytest.approx(full_norm.item(), rel=1e-2)  # float16's loss scale is gone
     assert all(p.dtype == np.float32 for p in weights(half).values())
+
+
+def curve(tmp_path, **fields) -> np.ndarray:
+    """The losses of 60 steps of reading the text."""
+    one = trainer(tmp_path, str(fields), max_steps=60, learning_rate=1e-2, log_interval=1, eval_interval=60, **fields)
+    one._test = lambda: None
+    one.fit()
+    return np.array([e["loss"] for e in metrics.read(one.run / "metrics.jsonl") if e["event"] == "train"])
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_with_fewer_bits_it_learns_alike(tmp_path, dtype):
+    full, half, other = curve(tmp_path), curve(tmp_path, dtype=dtype), curve(tmp_path, seed=2)
+    assert full[:5].mean() - full[-5:].mean() > 3  # it has learnt something
+    assert np.abs(half - full).max() < 0.05 < np.abs(other - full).mean()  # far less than another seed changes
+
+
+def test_updates_below_bfloat16s_resolution_are_not_lost(tmp_path):
+    one = trainer(tmp_path, dtype="bfloat16")
+    for batch in batches(4, 4):
+        one.train_step([batch], 1e-4)
+    scales = weights(one)["ln_f.weight"]  # they begin at 1, where bfloat16's next number is 1.0078
+    assert (scales != 1).all()
+    assert np.abs(scales - 1).max() < 2**-9  # in bfloat16 each of the steps would have been rounded away
+
+
+def test_float16_halves_its_loss_scale_until_nothing_overflows_and_doubles_it_later(tmp_path, monkeypatch):
+    monkeypatch.setattr(precision, "FIRST_SCALE", 2.0**40)
+    monkeypatch.setattr(precision, "GROWTH_STEPS", 12)
+    one = trainer(tmp_path, dtype="float16", max_steps=50, log_interval=1)
+    before = weights(one)
+    one._test = lambda: None  # it would go back to the best weights
+    one.fit()
+    skips = [e for e in metrics.read(one.run / "metrics.jsonl") if e["event"] == "skip"]
+    assert [e["loss_scale"] for e in skips][:3] == [2.0**39, 2.0**38, 2.0**37]
+    assert 5 < len(skips) < 40 and one.progress.skipped == len(skips)
+    assert any((p != before[name]).any() for name, p in weights(one).items())
 
 
 def test_evaluation_is_the_mean_over_all_tokens_of_the_split(tmp_path):
@@ -160,8 +200,10 @@ def test_the_run_folder(tmp_path):
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_stopped_and_resumed_equals_never_stopped(tmp_path, optimizer):
-    fields = {"optimizer": optimizer, "dropout": 0.1, "max_steps": 7, "eval_interval": 3, "grad_accum_steps": 2}
+@pytest.mark.parametrize("more", [{}, {"dtype": "bfloat16", "grad_checkpoint": True}, {"dtype": "float16"}], ids=str)
+def test_stopped_and_resumed_equals_never_stopped(tmp_path, monkeypatch, optimizer, more):
+    monkeypatch.setattr(precision, "GROWTH_STEPS", 3)  # one of the seven steps is the third since step 4
+    fields = {"optimizer": optimizer, "dropout": 0.1, "max_steps": 7, "eval_interval": 3, "grad_accum_steps": 2} | more
     straight = trainer(tmp_path, "straight", **fields)
     straight.fit()
     stopped = trainer(tmp_path, "stopped", **fields)
@@ -175,6 +217,7 @@ def test_stopped_and_resumed_equals_never_stopped(tmp_path, optimizer):
     for file in ("model.safetensors", "optimizer.safetensors"):
         assert (resumed.run / final / file).read_bytes() == (straight.run / final / file).read_bytes()
     assert resumed.progress.best_loss == straight.progress.best_loss
+    assert resumed.progress.loss_scale == straight.progress.loss_scale
 
 
 def stop_at(trainer: Trainer, step: int) -> None:

@@ -39,9 +39,10 @@ class TrainConfig:
     max_steps: int | None = None
     """Optimizer steps; the learning rate's cosine ends there. Default: the preset's, as for the next ones."""
     batch_size: int | None = None
-    """Windows per micro-batch; as many as memory and the device's speed allow."""
-    grad_accum_steps: int = 1
-    """Micro-batches per step: a larger batch without its memory."""
+    """Windows per micro-batch. Default: the preset's, in smaller micro-batches or with --grad-checkpoint where memory
+    asks for it."""
+    grad_accum_steps: int | None = None
+    """Micro-batches per step, shared out among the processes: a larger batch without its memory. Default: one each."""
     optimizer: Literal["adamw", "muon"] | None = None
     """adamw, or muon: Muon for the hidden matrices and AdamW for the rest, which learns more per token."""
     learning_rate: float | None = None
@@ -56,8 +57,11 @@ class TrainConfig:
     """AdamW's memory of squared gradients; 0.95 to 0.99 suits runs of thousands of steps."""
     grad_clip: float = 1.0
     """Largest global norm of a step's gradients; 0 is off. Keeps a bad batch from undoing good ones."""
-    dtype: Literal["float32", "bfloat16"] | None = None
-    """Type of the forward and backward pass; weights, moments and the loss stay float32. Default: float32."""
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """Type of the forward and backward pass of the blocks; weights, moments, norms and the loss stay float32.
+    Default: bfloat16 on a GPU, float32 on a CPU."""
+    grad_checkpoint: bool = False
+    """Compute activations again in the backward pass instead of keeping them: a third more time, much less memory."""
     seed: int = 1337
     """Everything random follows from it: weights, order of reading, dropout, samples."""
     eval_interval: int | None = None
@@ -76,14 +80,18 @@ class TrainConfig:
     """Stop after so many validations without a new best; 0 is off. Default: 0, with --init-from 3."""
     device: Literal["auto", "gpu", "cpu"] = "auto"
     """Where to compute; auto takes the GPU where there is one."""
+    wired_limit_gb: float = 0
+    """Memory that macOS keeps resident for the GPU; 0 leaves it to macOS, which is safest."""
     compile: bool = True
     """Fuse the step with mx.compile; off only to debug."""
+    plan: bool = False
+    """Only tell what memory and time this run would take, and which micro-batches fit; nothing is trained."""
 
     def __post_init__(self):
         counts = ("max_steps", "batch_size", "grad_accum_steps", "eval_interval", "log_interval", "save_interval")
         rates = ("weight_decay", "grad_clip", "min_lr")
         at_least = {
-            0: (*rates, "seed", "sample_interval", "patience", "warmup_steps", "eval_tokens"),
+            0: (*rates, "seed", "sample_interval", "patience", "warmup_steps", "eval_tokens", "wired_limit_gb"),
             1: (*counts, "keep"),
         }
         for least, names in at_least.items():
@@ -110,15 +118,16 @@ class TrainConfig:
     def _preset(self, on_gpu: bool) -> str:
         return self.preset if self.preset != "auto" else "baby" if on_gpu else "tiny"
 
-    def resolved(self, on_gpu: bool, init: GPT2Config | None = None) -> "TrainConfig":
+    def resolved(self, on_gpu: bool, init: GPT2Config | None = None, processes: int = 1) -> "TrainConfig":
         """The same settings with nothing left out: defaults by preset and device, or by the weights to begin with.
 
         Args:
             on_gpu: whether a GPU computes.
             init: the shape of the weights to begin with, if any; it takes the preset's place.
+            processes: how many train together.
 
         Raises:
-            ValueError: a flag asks for a shape that the weights do not have.
+            ValueError: a flag asks for a shape that the weights do not have, or a step cannot be shared out evenly.
         """
         given = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
         preset = self._preset(on_gpu)
@@ -134,8 +143,14 @@ class TrainConfig:
         full.setdefault("eval_interval", max(25, full["max_steps"] // 4))
         full.setdefault("sample_interval", full["eval_interval"])
         full.setdefault("save_interval", full["eval_interval"])
-        full.setdefault("dtype", "float32")
+        full.setdefault("dtype", "bfloat16" if on_gpu else "float32")
         full.setdefault("patience", 0)
+        full.setdefault("grad_accum_steps", processes)
+        if full["grad_accum_steps"] % processes:
+            raise ValueError(
+                f"--grad-accum-steps is {full['grad_accum_steps']}; it must be a multiple of the number of processes,"
+                f" which is {processes}"
+            )
         resolved = TrainConfig(**full)
         resolved.model_config()  # raises where the shape is impossible
         return resolved

@@ -11,9 +11,11 @@ from tqdm import tqdm
 
 from .. import device, tokenizer
 from ..model import GPT2
+from . import ranks, shards
 from .data import evaluation_batches
 from .loss import IGNORE, cross_entropy_by_token
-from .shards import Tokens
+
+_PIECE = 1 << 22  # tokens to hold in memory at a time
 
 
 @dataclass(frozen=True)
@@ -58,12 +60,17 @@ class Evaluator:
         return np.array(self._rows(mx.array(tokens), mx.array(targets)), np.float64)
 
     def sums(self, batches: Iterable[tuple[np.ndarray, np.ndarray]], name: str) -> tuple[float, int]:
-        """The loss summed over batches of `evaluation_batches`, and the tokens that count; `name` is for the bar."""
-        total, count = 0.0, 0
-        for tokens, targets in tqdm(batches, desc=name, unit="batch", leave=False, disable=None):
-            total += self.rows(tokens, targets).sum()
+        """The loss summed over batches of `evaluation_batches`, and the tokens that count; `name` is for the bar.
+
+        The processes share the batches out, and all get the sum that one alone would get.
+        """
+        losses, count = [], 0
+        bar = tqdm(batches, desc=name, unit="batch", leave=False, disable=None if ranks.is_first() else True)
+        for i, (tokens, targets) in enumerate(bar):
+            own = i % ranks.size() == ranks.rank()
+            losses.append(self.rows(tokens, targets).sum() if own else 0.0)
             count += int((targets != IGNORE).sum())
-        return float(total), count
+        return sum(ranks.total(mx.array(losses)).tolist()), count
 
     def _rows(self, tokens: mx.array, targets: mx.array) -> mx.array:
         parts = []
@@ -85,7 +92,7 @@ def _head(model: GPT2) -> mx.array:
 def score_text(
     model: GPT2,
     encoding: tiktoken.Encoding,
-    tokens: Tokens | np.ndarray,
+    tokens: shards.Tokens | np.ndarray,
     stride: int | None = None,
     batch_size: int = 8,
 ) -> Score:
@@ -104,28 +111,21 @@ def score_text(
     if len(tokens) < 2:
         raise ValueError(f"the text is too short: {len(tokens)} tokens; to be scored it must have at least 2")
     counts = _counts(tokens)
-    if len(counts) > model.config.vocab_size:
-        raise ValueError(
-            f"the text has the token {len(counts) - 1}; the model knows those below {model.config.vocab_size}"
-        )
-    counts[int(np.asarray(tokens[:1])[0])] -= 1  # the first is not predicted
+    largest = int(np.flatnonzero(counts)[-1])
+    if largest >= model.config.vocab_size:
+        raise ValueError(f"the text has the token {largest}; the model knows those below {model.config.vocab_size}")
     batches = evaluation_batches(tokens, batch_size, T, stride, IGNORE)
-    total, n = Evaluator(model, device.streams(batch_size)).sums(batches, "windows")
-    return Score(total / n, n, _bytes(encoding, counts))
+    total, count = Evaluator(model, device.streams(batch_size)).sums(batches, "windows")
+    return Score(total / count, count, _bytes(encoding, counts - _counts(tokens[:1])))
 
 
-def _counts(tokens: Tokens | np.ndarray) -> np.ndarray:
-    """How often each id occurs, up to the largest that does; tokens are read a part at a time."""
-    counts = np.zeros(2**16, np.int64)  # the ids are uint16
-    for start in range(0, len(tokens), 2**20):
-        counts += np.bincount(np.asarray(tokens[start : start + 2**20]), minlength=len(counts))
-    return counts[: counts.nonzero()[0][-1] + 1]
+def _counts(tokens: shards.Tokens | np.ndarray) -> np.ndarray:
+    """How often each token is there: (65536,)."""
+    pieces = (np.asarray(tokens[start : start + _PIECE]) for start in range(0, len(tokens), _PIECE))
+    return sum(np.bincount(piece, minlength=2**16) for piece in pieces)
 
 
 def _bytes(encoding: tiktoken.Encoding, counts: np.ndarray) -> int:
-    """How many bytes of text tokens stand for, counted by id; <|endoftext|> stands for none."""
-    return sum(
-        int(counts[id]) * len(tokenizer.token_bytes(encoding, int(id)))
-        for id in counts.nonzero()[0]
-        if id != tokenizer.EOT
-    )
+    """How many bytes of text tokens stand for; <|endoftext|> stands for none."""
+    ids = (int(id) for id in np.flatnonzero(counts) if id != tokenizer.EOT)
+    return sum(int(counts[id]) * len(tokenizer.token_bytes(encoding, id)) for id in ids)

@@ -31,14 +31,23 @@ class Report:
         self._steps, self._seconds, self._loss = 0, 0.0, 0.0  # sums since the last train event
 
     def step(
-        self, step: int, *, loss: float, lr: float, grad_norm: float, taken: bool, seconds: float, elapsed_s: float
+        self,
+        step: int,
+        *,
+        loss: float,
+        lr: float,
+        grad_norm: float,
+        taken: bool,
+        loss_scale: float,
+        seconds: float,
+        elapsed_s: float,
     ) -> None:
-        """A step is done, in `seconds`, `elapsed_s` after the run began."""
+        """A step is done, in `seconds`, `elapsed_s` after the run began; `loss_scale` is for the next one."""
         self._steps, self._seconds, self._loss = self._steps + 1, self._seconds + seconds, self._loss + loss
         self._bar.update()
         if not taken:
-            self._log.write("skip", step, loss=loss, grad_norm=grad_norm)
-            self.say(f"step {step}: skipped, its gradients are not finite (loss {loss})")
+            self._log.write("skip", step, loss=loss, grad_norm=grad_norm, loss_scale=loss_scale)
+            self.say(f"step {step}: skipped, its gradients are not finite (loss {loss}, loss scale now {loss_scale:g})")
         if step == 1 or step % self._log_interval == 0 or step == self._max_steps:
             self._train_event(
                 step, loss=self._loss / self._steps, lr=lr, grad_norm=grad_norm, elapsed_s=round(elapsed_s, 3)
@@ -86,3 +95,10 @@ class Report:
     def close(self) -> None:
         self._bar.close()
         self._log.close()
+
+
+class Silence:
+    """The report of a process that is not the first: it tells nothing."""
+
+    def __getattr__(self, name: str):
+        return lambda *_, **__: None

@@ -7,23 +7,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import mlx.core as mx
-from mlx.utils import tree_map
 
 from .. import checkpoint, device, tokenizer
 from ..generation.text import generate
 from ..model import GPT2
-from . import optim
+from . import optim, precision, ranks
 from .config import TrainConfig
 from .data import DataLoader, TokenDataset, evaluation_batches
 from .evaluation import Evaluator
-from .loss import IGNORE, cross_entropy
-from .report import Report
+from .loss import IGNORE
+from .report import Report, Silence
+from .step import Batch, Step
 
 SAMPLE_PROMPT = "The course of true love never did run smooth."
 SAMPLE_TOKENS = 50
 FINAL_SAMPLES = 5
-
-Batch = tuple[mx.array, mx.array]  # tokens, targets: (B, T) int32
 
 
 @dataclass
@@ -37,45 +35,44 @@ class Progress:
     evals_since_best: int = 0
     skipped: int = 0  # steps whose gradients were not finite
     elapsed_s: float = 0.0
+    loss_scale: float = 1.0
+    steps_at_scale: int = 0  # in a row without an overflow
 
 
 class Trainer:
-    """Trains a model and keeps its run folder.
+    """Trains a model and keeps its run folder; one of several processes that do so together, or the only one.
 
     Args:
         config: resolved settings.
         model: what to train, in place.
         dataset: where the splits come from.
-        run: the run folder; it must exist.
+        run: the run folder; where the first process is, it must exist.
     """
 
     def __init__(self, config: TrainConfig, model: GPT2, dataset: TokenDataset, run: Path):
         self.config, self.model, self.dataset, self.run = config, model, dataset, run
-        self.progress = Progress()
+        self.progress = Progress(loss_scale=precision.first_scale(config.dtype))
         self.optimizer = optim.build(config, model)
         self.stop_reason: str | None = None  # set from outside to stop between two steps
         self._saved_step = 0
         self._encoding = tokenizer.load()
-        self._streams = device.streams(config.batch_size)
-        self._evaluator = Evaluator(model, self._streams, config.compile)
-        state = [model.state, self.optimizer.state]
-        if config.compile:
-            self._gradients = mx.compile(self._gradients, inputs=state[:1])
-            self._update = mx.compile(self._update, inputs=state, outputs=state)
+        streams = device.streams(config.batch_size)
+        self._step = Step(config, model, self.optimizer, streams)
+        self._evaluator = Evaluator(model, streams, config.compile)
 
     def fit(self) -> str:
         """Train to the end and return its reason: "max_steps", "patience" or what `stop_reason` was set to."""
         config, progress = self.config, self.progress
-        self._report = Report(self.run, progress.step, config)
+        self._report = Report(self.run, progress.step, config) if ranks.is_first() else Silence()
         self._began = time.perf_counter() - progress.elapsed_s
         try:
             self._loop()
             if progress.step != self._saved_step:
                 self.save()
-            if not self.stop_reason:
+            if not ranks.agree(self.stop_reason):
                 self._test()
             finished = "max_steps" if progress.step >= config.max_steps else "patience"
-            reason = self.stop_reason or finished
+            reason = ranks.agree(self.stop_reason) or finished
             self._report.end(progress.step, reason, time.perf_counter() - self._began)
         finally:
             self._report.close()
@@ -89,7 +86,7 @@ class Trainer:
         train = self.dataset.split("train")
         loader = DataLoader(train, config.batch_size, config.block_size, config.seed, progress.position)
         batches = self._read(loader)
-        while progress.step < config.max_steps and not self._out_of_patience() and not self.stop_reason:
+        while progress.step < config.max_steps and not self._out_of_patience() and not ranks.agree(self.stop_reason):
             began = time.perf_counter()
             progress.position = loader.position
             rate = optim.learning_rate(progress.step, config)
@@ -102,12 +99,16 @@ class Trainer:
             now = time.perf_counter()
             progress.elapsed_s = now - self._began
             progress.skipped += not taken.item()
+            progress.loss_scale, progress.steps_at_scale = precision.next_scale(
+                config.dtype, progress.loss_scale, progress.steps_at_scale, taken.item()
+            )
             self._report.step(
                 progress.step,
                 loss=loss.item(),
                 lr=rate,
                 grad_norm=norm.item(),
                 taken=taken.item(),
+                loss_scale=progress.loss_scale,
                 seconds=now - began,
                 elapsed_s=progress.elapsed_s,
             )
@@ -140,30 +141,23 @@ class Trainer:
         """Test and sample the weights with the best validation loss; they stay in the model."""
         best, last = self.progress.best_step, self.progress.step
         step = last if best is None else best  # none is best where no loss was finite
-        checkpoint.load_weights(self.run / f"step-{step:08d}", self.model)
+        if ranks.is_first():
+            checkpoint.load_weights(self.run / f"step-{step:08d}", self.model)
+        self.model.update(ranks.share(self.model.parameters()))
         self._report.test(step, self.evaluate("test"))
         for i in range(FINAL_SAMPLES):
             if not self.stop_reason:
                 self._sample(self.config.seed + i)
 
     def _sample(self, seed: int) -> None:
+        if not ranks.is_first():
+            return
         text = generate(self.model, self._encoding, SAMPLE_PROMPT, max_tokens=SAMPLE_TOKENS, seed=seed)
         self._report.sample(self.progress.step, SAMPLE_PROMPT, text)
 
     def train_step(self, batches: list[Batch], rate: float) -> tuple[mx.array, mx.array, mx.array]:
-        """One optimizer step on the micro-batches, not yet evaluated.
-
-        Returns:
-            The mean loss per token, the gradients' norm before clipping, and whether the step was taken: scalars.
-        """
-        first = self.progress.step * len(batches)
-        loss, count, gradients = self._gradients(*batches[0], self._key(first))
-        for i, batch in enumerate(batches[1:], 1):
-            mx.eval(loss, count, gradients)  # one micro-batch's activations at a time
-            more_loss, more_count, more = self._gradients(*batch, self._key(first + i))
-            loss, count, gradients = loss + more_loss, count + more_count, tree_map(mx.add, gradients, more)
-        norm, taken = self._update(gradients, count, mx.array(rate))
-        return loss / count, norm, taken
+        """A `Step` from where the run is; it does not count as one of the run's."""
+        return self._step(batches, rate, self.progress.step, self.progress.loss_scale)
 
     def evaluate(self, split: str) -> float:
         """The mean loss per token of a split, in nats, over all or the first `eval_tokens` of it; always the same."""
@@ -178,6 +172,9 @@ class Trainer:
     def save(self) -> None:
         """Write a checkpoint of this very state and point `latest` to it."""
         progress = self.progress
+        self._saved_step = progress.step
+        if not ranks.is_first():
+            return
         folder = self.run / f"step-{progress.step:08d}"
         state = {"seed": self.config.seed, **dataclasses.asdict(progress)}
         checkpoint.save(folder, self.model, self.optimizer.state, state)
@@ -185,7 +182,6 @@ class Trainer:
             checkpoint.mark(self.run, "best", folder)
         checkpoint.mark(self.run, "latest", folder)
         checkpoint.prune(self.run, self.config.keep)
-        self._saved_step = progress.step
         self._report.saved(progress.step, folder)
 
     def restore(self, folder: Path) -> None:
@@ -196,41 +192,21 @@ class Trainer:
         state.pop("seed", None)  # the settings have it
         try:
             self.progress = Progress(**state)
-            self._saved_step = self.progress.step
         except TypeError as error:
             raise ValueError(f"{folder / 'state.json'} is of another version: {error}") from None
 
-    def _gradients(self, tokens: mx.array, targets: mx.array, key: mx.array) -> tuple[mx.array, mx.array, dict]:
-        """Summed loss, tokens that count, and the gradients of the sum; each core takes a part of the batch."""
-        parameters = self.model.trainable_parameters()
-        parts = []
-        for stream, rows, part_key in self._shards(len(tokens), key):
-            with mx.stream(stream):
-                parts.append(mx.value_and_grad(self._loss)(parameters, tokens[rows], targets[rows], part_key))
-        self.model.update(parameters)  # not the tracers that value_and_grad left
-        (loss, count), gradients = parts[0]
-        for (more_loss, more_count), more in parts[1:]:
-            loss, count, gradients = loss + more_loss, count + more_count, tree_map(mx.add, gradients, more)
-        return loss, count, gradients
-
-    def _loss(self, parameters: dict, tokens: mx.array, targets: mx.array, key: mx.array) -> tuple[mx.array, mx.array]:
-        """Summed loss and tokens that count, computed in the run's dtype."""
-        dtype = getattr(mx, self.config.dtype)
-        self.model.update(tree_map(lambda p: p.astype(dtype), parameters))
-        hidden = self.model.hidden(tokens, key if self.config.dropout else None)
-        return cross_entropy(hidden, self.model.wte.weight, targets)
-
-    def _update(self, gradients: dict, count: mx.array, rate: mx.array) -> tuple[mx.array, mx.array]:
-        mean = tree_map(lambda g: g / count, gradients)
-        return optim.guarded_update(self.model, self.optimizer, mean, rate, self.config.grad_clip)
-
-    def _shards(self, batch_size: int, key: mx.array):
-        parts = device.shards(self._streams, batch_size)
-        return [(*part, part_key) for part, part_key in zip(parts, mx.random.split(key, len(parts)))]
-
-    def _key(self, micro_step: int) -> mx.array:
-        """What the dropout of a micro-batch follows from: the seed and its number, nothing that needs saving."""
-        return mx.random.key(self.config.seed << 32 | micro_step)
+    def share(self) -> None:
+        """Give every process the first one's state: only that one reads the run folder."""
+        self.model.update(ranks.share(self.model.parameters()))
+        optim.set_state(self.optimizer, ranks.share(self.optimizer.state))
+        self.progress = Progress(**ranks.ask_first(lambda: dataclasses.asdict(self.progress)))
+        self._saved_step = self.progress.step
 
     def _read(self, loader: DataLoader) -> list[Batch]:
-        return [tuple(map(mx.array, loader.next_batch())) for _ in range(self.config.grad_accum_steps)]
+        """This process's share of a step's micro-batches; the loader's position passes over those of all."""
+        config, n = self.config, self.config.grad_accum_steps // ranks.size()
+        after = loader.position + config.grad_accum_steps * config.batch_size
+        loader.position += ranks.rank() * n * config.batch_size
+        batches = [tuple(map(mx.array, loader.next_batch())) for _ in range(n)]
+        loader.position = after
+        return batches

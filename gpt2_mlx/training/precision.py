@@ -1,0 +1,37 @@
+"""Mixed precision (Micikevicius et al. 2018): which weights compute in fewer bits, and float16's loss scale."""
+
+import mlx.core as mx
+from mlx.utils import tree_map_with_path
+
+FIRST_SCALE = 2.0**8  # of a loss that is summed over tokens; of their mean it would be thousands of times as large
+GROWTH_STEPS = 2000  # steps in a row without an overflow before the scale is tried twice as large
+
+
+def lowered(parameters: dict, dtype: str) -> dict:
+    """The parameters with those of the blocks in `dtype`.
+
+    The embeddings stay float32, and with wte the head: their gradients add up over all tokens of a batch, and a sum in
+    bfloat16 stops growing at 256 times its summands.
+    """
+
+    def lower(name: str, p: mx.array) -> mx.array:
+        return p if name.startswith(("wte", "wpe")) else p.astype(getattr(mx, dtype))
+
+    return tree_map_with_path(lower, parameters)
+
+
+def first_scale(dtype: str) -> float:
+    """What a run multiplies its first losses by: float16 ends at 6e-8, above many a gradient."""
+    return FIRST_SCALE if dtype == "float16" else 1.0
+
+
+def next_scale(dtype: str, scale: float, steps: int, taken: bool) -> tuple[float, int]:
+    """The scale after a step, and for how many steps in a row there was no overflow at it.
+
+    An overflow makes a gradient infinite, hence the step is not taken: then the scale is halved, down to 1.
+    """
+    if dtype != "float16":
+        return scale, steps
+    if not taken:
+        return max(1.0, scale / 2), 0
+    return (scale * 2, 0) if steps + 1 == GROWTH_STEPS else (scale, steps + 1)

@@ -1,0 +1,100 @@
+"""The processes that train one model together, each on its part of every step: `mlx.launch -n 2 python train.py`.
+
+A process that was started alone is a group of one, in which every function here gives back what it was given.
+"""
+
+import io
+import json
+import platform
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, redirect_stdout
+from typing import Any, TypeVar
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_map
+
+Result = TypeVar("Result")
+Tree = TypeVar("Tree")
+
+_REASON_BYTES = 32
+
+
+def rank() -> int:
+    """This process's number, from 0."""
+    return mx.distributed.init().rank()
+
+
+def size() -> int:
+    """The number of processes."""
+    return mx.distributed.init().size()
+
+
+def here() -> int:
+    """How many of the processes share this machine."""
+    name = zlib.crc32(platform.node().encode())
+    return mx.distributed.all_gather(mx.array([name], mx.uint32)).tolist().count(name)
+
+
+def is_first() -> bool:
+    """Whether this is the process that logs, saves and draws."""
+    return rank() == 0
+
+
+def mean(tree: Tree) -> Tree:
+    """The mean of the processes' trees of float32 arrays."""
+    return nn.average_gradients(tree)
+
+
+def total(array: mx.array) -> mx.array:
+    """The sum of the processes' arrays."""
+    return mx.distributed.all_sum(array)
+
+
+def most(number: int) -> int:
+    """The largest of the processes' numbers."""
+    return mx.distributed.all_max(mx.array(number)).item()
+
+
+def share(tree: Tree) -> Tree:
+    """The first process's tree of arrays, in all processes."""
+    shared = tree_map(lambda a: total(a if is_first() else mx.zeros_like(a)), tree)
+    mx.eval(shared)
+    return shared
+
+
+def ask_first(question: Callable[[], Any]) -> Any:
+    """What `question()` gives in the first process, in all processes: anything that JSON can say."""
+    answer = list(json.dumps(question()).encode()) if is_first() else []
+    length = total(mx.array(len(answer))).item()
+    return json.loads(bytes(share(mx.array(answer or [0] * length)).tolist()))
+
+
+def agree(reason: str | None) -> str | None:
+    """The reason of the first process that has one: all end after the same step, whichever was told to."""
+    own = (reason or "").encode()[:_REASON_BYTES].ljust(_REASON_BYTES, b"\0")
+    reasons = mx.distributed.all_gather(mx.array(list(own))[None]).tolist()  # (size, 32)
+    return next((bytes(told).rstrip(b"\0").decode() for told in reasons if any(told)), None)
+
+
+def in_turn(act: Callable[[], Result]) -> Result:
+    """Act in the first process and then in the others: what it caches is made once on a machine."""
+    result = act() if is_first() else None
+    mx.eval(total(mx.array(0)))  # the others wait here
+    return result if is_first() else act()
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Only the first process prints; one that finds another gone ends, with status 1 and a line."""
+    try:
+        with nullcontext() if is_first() else redirect_stdout(io.StringIO()):
+            yield
+    except RuntimeError as error:
+        if size() == 1:
+            raise
+        raise SystemExit(
+            f"process {rank()} of {size()} ends, for it cannot go on without the others ({error});"
+            " --resume goes on from the latest checkpoint"
+        ) from None

@@ -1,0 +1,90 @@
+"""The step: gradients of micro-batches over streams and processes, and one update; compiled."""
+
+from functools import partial, reduce
+
+import mlx.core as mx
+from mlx.optimizers import MultiOptimizer
+from mlx.utils import tree_map
+
+from .. import device
+from ..model import GPT2
+from . import optim, precision, ranks
+from .config import TrainConfig
+from .loss import cross_entropy
+
+Batch = tuple[mx.array, mx.array]  # tokens, targets: (B, T) int32
+
+
+class Step:
+    """Takes optimizer steps.
+
+    Args:
+        config: resolved settings.
+        model: what to train, in place.
+        optimizer: its rule.
+        streams: those of `device.streams` for the batch size; each takes a part of a micro-batch.
+    """
+
+    def __init__(self, config: TrainConfig, model: GPT2, optimizer: MultiOptimizer, streams: list[mx.Stream]):
+        self.config, self.model, self.optimizer, self._streams = config, model, optimizer, streams
+        state = [model.state, optimizer.state]
+        if config.compile:
+            self._gradients = mx.compile(self._gradients, inputs=state[:1])
+            self._update = mx.compile(self._update, inputs=state, outputs=state)
+
+    def __call__(
+        self, batches: list[Batch], rate: float, number: int, loss_scale: float
+    ) -> tuple[mx.array, mx.array, mx.array]:
+        """One step on the micro-batches of all processes, not yet evaluated.
+
+        Args:
+            batches: this process's micro-batches, as many as every other's.
+            rate: the learning rate.
+            number: of the steps before; with the seed, what dropout follows from.
+            loss_scale: what losses are multiplied by while there are gradients.
+
+        Returns:
+            The mean loss per token, the gradients' norm before clipping, and whether the step was taken: scalars.
+        """
+        first = (number * ranks.size() + ranks.rank()) * len(batches)
+        scale = mx.array(loss_scale)
+        sums = self._gradients(*batches[0], self._key(first), scale)
+        for i, batch in enumerate(batches[1:], 1):
+            mx.eval(sums)  # one micro-batch's activations at a time
+            sums = tree_map(mx.add, sums, self._gradients(*batch, self._key(first + i), scale))
+        return self._update(sums, scale, mx.array(rate))
+
+    def _gradients(
+        self, tokens: mx.array, targets: mx.array, key: mx.array, scale: mx.array
+    ) -> tuple[mx.array, mx.array, dict]:
+        """The loss summed and scaled, the tokens that count, and the sum's gradients; each stream takes a part."""
+        parameters = self.model.trainable_parameters()
+        shards = device.shards(self._streams, len(tokens))
+        parts = []
+        for (stream, rows), part_key in zip(shards, mx.random.split(key, len(shards))):
+            with mx.stream(stream):
+                loss = mx.value_and_grad(self._loss)
+                parts.append(loss(parameters, tokens[rows], targets[rows], part_key, scale))
+        self.model.update(parameters)  # not the tracers that value_and_grad left
+        (loss, count), gradients = reduce(partial(tree_map, mx.add), parts)
+        return loss, count, gradients
+
+    def _loss(
+        self, parameters: dict, tokens: mx.array, targets: mx.array, key: mx.array, scale: mx.array
+    ) -> tuple[mx.array, mx.array]:
+        """The loss, in float32, summed and scaled, and the tokens that count; the blocks compute in the run's dtype."""
+        self.model.update(precision.lowered(parameters, self.config.dtype))
+        key = key if self.config.dropout else None
+        hidden = self.model.hidden(tokens, key, recompute=self.config.grad_checkpoint)
+        loss, count = cross_entropy(hidden.astype(mx.float32), self.model.wte.weight, targets)
+        return scale * loss, count
+
+    def _update(self, sums: tuple, scale: mx.array, rate: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+        loss, count, gradients = ranks.mean(sums)
+        count = scale * count
+        mean = tree_map(lambda g: g / count, gradients)
+        return loss / count, *optim.guarded_update(self.model, self.optimizer, mean, rate, self.config.grad_clip)
+
+    def _key(self, micro_step: int) -> mx.array:
+        """What the dropout of a micro-batch follows from: the seed and its number, nothing that needs saving."""
+        return mx.random.key(self.config.seed << 32 | micro_step)
