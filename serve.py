@@ -7,6 +7,7 @@ from pathlib import Path
 
 from gpt2_mlx import checkpoint, cli, device, pretrained, tokenizer
 from gpt2_mlx.generation.engine import Engine
+from gpt2_mlx.kv_cache import slots_that_fit
 from gpt2_mlx.serving import app, pages
 from gpt2_mlx.serving.async_engine import AsyncEngine
 from gpt2_mlx.serving.completions import Service
@@ -53,7 +54,8 @@ def build_engines(config: ServeConfig, folder: Path) -> Engines:
     device.select(config.device)
 
     def load(folder: Path) -> Engine:
-        return Engine(checkpoint.load(folder, config.dtype, config.quantize), config.max_batch_size)
+        model = checkpoint.load(folder, config.dtype, config.quantize)
+        return Engine(model, config.max_batch_size or slots_that_fit(model.config, model.dtype))
 
     return Engines(load, folder)
 

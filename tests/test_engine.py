@@ -9,6 +9,7 @@ from gpt2_mlx import device, tokenizer
 from gpt2_mlx.config import GPT2Config
 from gpt2_mlx.generation.engine import Engine, _equal_row_counts
 from gpt2_mlx.generation.scheduler import SamplingParams
+from gpt2_mlx.kv_cache import slots_that_fit
 from gpt2_mlx.model import GPT2
 
 CONFIG = GPT2Config(block_size=300, vocab_size=97, n_layer=2, n_head=2, n_embd=32)
@@ -133,6 +134,13 @@ def test_prompts_of_one_shape_are_read_together_on_a_gpu(model, monkeypatch):
         del engine.model.hidden
     assert (3, 24) in shapes
     assert [tokens_of(outputs[id]) for id in ids] == expected
+
+
+def test_slots_take_an_eighth_of_the_memory(monkeypatch):
+    slot = 2 * 12 * 768 * 1088 * 4  # 1,025 tokens in whole buckets of 64
+    for memory, slots in ((10**6, 1), (8 * 5 * slot, 5), (8 * 5 * slot - 1, 4), (10**15, 32)):
+        monkeypatch.setattr(device, "memory", lambda: memory)  # noqa: B023
+        assert slots_that_fit(GPT2Config(n_layer=12, n_head=12, n_embd=768), mx.float32) == slots
 
 
 def test_past_block_size_the_window_slides_over_its_newer_half(model):

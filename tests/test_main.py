@@ -27,7 +27,7 @@ def run(*words: object, cwd: Path = ROOT) -> subprocess.CompletedProcess:
 
 
 def test_generate_writes_the_texts_and_tells_the_speed_apart(folder):
-    flags = ("--checkpoint", folder, "--max-tokens", 8, "--n", 2, "--seed", 5)
+    flags = ("--checkpoint", folder, "--max-tokens", 8, "-n", 2, "--seed", 5)
     done = run("generate", "KING RICHARD II:", *flags)
     assert done.returncode == 0, done.stderr
     first, second = done.stdout.split("\n---\n")
