@@ -2,25 +2,62 @@
 
 import datetime
 import importlib.metadata
+import importlib.util
 import json
 import platform
+import shlex
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from gpt2_mlx import device
 
+from . import ENVIRONMENT
+from .worker import Worker
+
 RESULTS = Path(__file__).parent / "results.jsonl"
+Measured = TypeVar("Measured")
 
 
-def alternate(rounds: int, contestants: dict[str, Callable[[], float]]) -> dict[str, list[float]]:
+def alternate(rounds: int, contestants: dict[str, Callable[[], Measured]]) -> dict[str, list[Measured]]:
     """What each contestant returns, round by round: what disturbs the machine disturbs them all."""
     measured = {name: [] for name in contestants}
     for _ in range(rounds):
         for name, contestant in contestants.items():
             measured[name].append(contestant())
     return measured
+
+
+def alternate_processes(rounds: int, contestants: dict[str, tuple[str, dict]]) -> dict[str, dict]:
+    """As `alternate`, each contestant ("module:function", arguments) in a process of its own, all alive at once.
+
+    Returns:
+        By contestant each number's list over the rounds, and `peak_gb`, its most memory: on a GPU that of its arrays.
+    """
+    workers: dict[str, Worker] = {}
+    try:
+        for name, (function, settings) in contestants.items():
+            workers[name] = Worker(function, **settings)
+        measured = alternate(rounds, workers)
+    finally:
+        for worker in workers.values():
+            worker.close()
+    results = {}
+    for name, answers in measured.items():
+        results[name] = {key: [answer[key] for answer in answers] for key in answers[0]}
+        results[name]["peak_gb"] = max(results[name]["peak_gb"])
+    return results
+
+
+def require(*packages: str) -> None:
+    """Raise a ValueError where a peer is not installed."""
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ValueError(f"{', '.join(missing)} not found: `pip install -r requirements-bench.txt` brings the peers")
 
 
 def seconds(call: Callable[[], object]) -> float:
@@ -48,7 +85,29 @@ def machine(*packages: str) -> dict:
         "device": device.description(),
         "system": platform.platform(),
         "versions": {"python": platform.python_version(), **versions},
+        "environment": {name: value for name, value in ENVIRONMENT.items() if name.startswith(TUNING)},
+        "commit": commit(),
+        "command": shlex.join(["python", *sys.orig_argv[1:]]),
     }
+
+
+TUNING = ("OPENBLAS_", "OMP_", "MKL_", "MLX_")  # variables that change what is measured
+
+
+def commit() -> str | None:
+    """The commit that is measured, with a + where the files differ from it."""
+    git = ["git", "-C", str(RESULTS.parent), "describe", "--always", "--exclude=*", "--dirty=+"]
+    try:
+        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def introduce(facts: dict) -> None:
+    """Print what `machine` found."""
+    print(f"{facts['device']}, {facts['system']}")
+    for kind in ("versions", "environment"):
+        print(", ".join(f"{name} {value}" for name, value in facts[kind].items()))
 
 
 def append(benchmark: str, **facts: object) -> None:

@@ -16,7 +16,7 @@ from gpt2_mlx import cli, device, tokenizer
 from gpt2_mlx.training import text
 from gpt2_mlx.training.data import TokenDataset
 
-from .common import alternate, append, machine, medians, seconds, table
+from .common import alternate, append, introduce, machine, medians, seconds, table
 
 PIECE = 1_000_000  # characters
 
@@ -32,7 +32,7 @@ class Settings:
 def main() -> None:
     settings = cli.parse(Settings)
     facts = machine("tiktoken", "numpy")
-    print(f"{facts['device']}, {facts['system']}, {facts['versions']}")
+    introduce(facts)
     results = measure(10_000_000 if settings.quick else 100_000_000, 3 if settings.quick else 5)
     size = results["bytes"] / 1e6
     rows = [[name, f"{s:.2f}", f"{size / s:.1f}"] for name, s in results["median_s"].items()]

@@ -51,8 +51,10 @@ def preload() -> None:
     try:
         _openblas = ctypes.CDLL(str(Path(spec.origin).parent / "lib" / "libscipy_openblas.so"), mode=ctypes.RTLD_GLOBAL)
         _load_forwarder(compiler)
-        _openblas.scipy_openblas_get_config.restype = ctypes.c_char_p
-        _name = " ".join(_openblas.scipy_openblas_get_config().decode().split()[:2])
+        for function in (_openblas.scipy_openblas_get_config, _openblas.scipy_openblas_get_corename):
+            function.restype = ctypes.c_char_p
+        version = " ".join(_openblas.scipy_openblas_get_config().decode().split()[:2])
+        _name = f"{version} ({_openblas.scipy_openblas_get_corename().decode()})"
     except (OSError, subprocess.SubprocessError) as error:
         _name = f"MLX's reference BLAS (slow: {str(error).splitlines()[0]})"
 

@@ -54,7 +54,7 @@ def on_gpu() -> bool:
 
 
 def description() -> str:
-    """The device in words, for a run's log: "Apple M3 Max, GPU" or "AMD EPYC, 2 CPU cores, OpenBLAS 0.3.34"."""
+    """The device in words, for a run's log: "Apple M3 Max, GPU" or "AMD EPYC, 2 CPU cores, OpenBLAS 0.3.34 (Zen)"."""
     name = mx.device_info().get("device_name", platform.machine())
     return f"{name}, GPU" if on_gpu() else f"{name}, {cpu_count()} CPU cores, {blas.name()}"
 

@@ -1,8 +1,12 @@
 import json
 
+import numpy as np
 import pytest
 
-from benchmarks import common, plan, tokenize
+from benchmarks import common, contestants, plan, tokenize
+
+TINY = {"preset": "tiny", "batch_size": 1, "block_size": 8, "optimizer": "adamw", "dtype": "float32"}
+TINY |= {"device": "cpu", "steps": 1}
 
 
 def test_contestants_take_turns():
@@ -47,3 +51,24 @@ def test_plan_measures_a_configuration_beside_its_prediction():
     result = plan.measure(fields)
     assert result["configuration"] == fields and result["seconds"] > 0
     assert 1 + result["off"] == pytest.approx(result["predicted_gb"] / result["measured_gb"])
+
+
+def test_a_worker_answers_by_rounds_and_tells_its_memory():
+    results = common.alternate_processes(2, {"a": ("ours:train", TINY), "b": ("ours:train", TINY)})
+    for result in results.values():
+        assert len(result["tokens_per_s"]) == 2 and min(result["tokens_per_s"]) > 0
+        assert 0.01 < result["peak_gb"] < 4
+
+
+def test_windows_cover_each_epoch_once():
+    tokens, seen = np.arange(41), []
+    batches = contestants.windows(tokens, batch_size=2, block_size=4)
+    for _ in range(4):  # an epoch: 9 or 10 windows
+        seen += [row for batch in [next(batches)] for row in batch.tolist()]
+    assert all(row == list(range(row[0], row[0] + 5)) for row in seen)
+    assert len({row[0] for row in seen}) == 8 and len({row[0] % 4 for row in seen}) == 1
+
+
+def test_a_missing_peer_is_told_with_what_brings_it():
+    with pytest.raises(ValueError, match=r"no_such_peer not found: `pip install -r requirements-bench\.txt`"):
+        common.require("json", "no_such_peer")

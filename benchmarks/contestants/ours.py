@@ -1,0 +1,64 @@
+"""gpt2_mlx, driven as its own doors drive it."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import gpt2_mlx  # isort: skip  # before mlx
+import mlx.core as mx
+import numpy as np
+
+from gpt2_mlx import checkpoint
+from gpt2_mlx.generation.engine import Engine
+from gpt2_mlx.generation.scheduler import SamplingParams
+from gpt2_mlx.model import GPT2
+from gpt2_mlx.training.config import TrainConfig
+from gpt2_mlx.training.data import DataLoader, TokenDataset
+from gpt2_mlx.training.trainer import Trainer
+
+from . import VOCAB_SIZE, rounds_of, times
+
+
+def train(
+    preset: str, batch_size: int, block_size: int, optimizer: str, dtype: str, device: str, steps: int
+) -> Callable[[], dict]:
+    on_gpu = gpt2_mlx.device.select(device) == "gpu"
+    flags = TrainConfig(
+        preset=preset, batch_size=batch_size, block_size=block_size, optimizer=optimizer, dtype=dtype, device=device
+    )
+    config = flags.resolved(on_gpu)
+    tokens = np.random.default_rng(0).integers(0, VOCAB_SIZE, 1_000_000).astype(np.uint16)
+    model = GPT2(config.model_config(), config.seed)
+    trainer = Trainer(config, model, TokenDataset(tokens), Path())
+    loader = DataLoader(tokens, batch_size, block_size, config.seed)
+
+    def read() -> list:
+        return [tuple(map(mx.array, loader.next_batch()))]
+
+    batches = read()
+
+    def step() -> None:  # as Trainer.fit takes it
+        nonlocal batches
+        outputs = trainer.train_step(batches, 1e-4)
+        state = (*outputs, model.state, trainer.optimizer.state)
+        mx.async_eval(state)
+        batches = read()
+        mx.eval(state)
+        trainer.progress.step += 1
+
+    measure = rounds_of(step, steps, batch_size * block_size)
+    return lambda: measure() | ({"peak_gb": gpt2_mlx.device.peak_memory_gb()} if on_gpu else {})
+
+
+def decode(folder: str, prompt: list[int], n: int, dtype: str, device: str) -> Callable[[], dict]:
+    gpt2_mlx.device.select(device)
+    model = checkpoint.load(Path(folder), dtype)
+
+    def generate(n: int) -> Iterator[int]:
+        engine = Engine(model, n_slots=1)  # as gpt2_mlx.stream has it
+        engine.add(prompt, SamplingParams(temperature=0, max_tokens=n, seed=0))
+        while engine.has_work:
+            for output in engine.step():
+                yield from (token.id for token in output.tokens)
+
+    times(generate(2))
+    return lambda: times(generate(n))
