@@ -106,7 +106,14 @@ class CacheView:
         if device.on_gpu():
             return mx.fast.scaled_dot_product_attention(q, keys, values, scale=scale, mask=self._mask)
         scores = mx.where(self._mask, (q * scale) @ keys.swapaxes(-1, -2), -mx.inf)  # (S, H, T, L)
-        weights = mx.softmax(scores, axis=-1, precise=True)
+        e = _exponentials(scores, mx.max(scores, axis=-1, keepdims=True), self._mask)
         # A bucket at a time: a product's sum is grouped by its length, and a row must not feel how long others are.
         parts = (slice(i, i + BUCKET) for i in range(0, self._length, BUCKET))
-        return sum(weights[..., part] @ values[:, :, part] for part in parts)
+        y = sum(e[..., part] @ values[:, :, part] for part in parts) / mx.sum(e, axis=-1, keepdims=True)
+        return y.astype(q.dtype)
+
+
+@mx.compile
+def _exponentials(scores: mx.array, peak: mx.array, mask: mx.array) -> mx.array:
+    """exp(scores - peak) in float32 where the mask holds, else 0: what a slot held before must not be felt."""
+    return mx.where(mask, device.exp_of_negative((scores - peak).astype(mx.float32)), 0)
