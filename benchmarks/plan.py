@@ -10,7 +10,7 @@ from gpt2_mlx import cli, device
 from gpt2_mlx.training import plan
 from gpt2_mlx.training.config import TrainConfig
 
-from .common import append, machine, table
+from .common import append, introduce, machine, table
 
 CONFIGURATIONS = [
     {"preset": "tiny"},
@@ -28,7 +28,7 @@ CONFIGURATIONS = [
 
 def main() -> None:
     facts = machine()
-    print(f"{facts['device']}, {facts['system']}, {facts['versions']}")
+    introduce(facts)
     with get_context("spawn").Pool(1, maxtasksperchild=1) as process:
         results = process.map(measure, CONFIGURATIONS, chunksize=1)
     print(table(["configuration", "predicted GB", "measured GB", "off", "s/step"], [_cells(**r) for r in results]))
