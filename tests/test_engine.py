@@ -37,7 +37,7 @@ def tokens_of(outputs: list) -> list[int]:
 
 
 def alone(model: GPT2, prompt: list[int], params: SamplingParams) -> list[int]:
-    engine = Engine(model, 4)
+    engine = Engine(model, 1)  # as gpt2_mlx.stream has it
     id = engine.add(prompt, params)
     return tokens_of(run(engine, id)[id])
 
