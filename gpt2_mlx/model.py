@@ -15,6 +15,7 @@ from .config import GPT2Config
 
 LAYER_NORM_EPSILON = 1e-5
 _LINEAR = ("c_attn", "c_proj", "c_fc")
+_GELU_SCALE = math.sqrt(2 / math.pi)
 
 
 def dropout(x: mx.array, p: float, key: mx.array | None) -> mx.array:
@@ -54,10 +55,27 @@ class CausalSelfAttention(nn.Module):
         return self.c_proj(y)
 
 
-@mx.compile
+@mx.custom_function
 def gelu(x: mx.array) -> mx.array:
-    """The tanh form of GELU (Hendrycks & Gimpel 2016, section 2)."""
-    return 0.5 * x * (1 + device.tanh(math.sqrt(2 / math.pi) * x * (1 + 0.044715 * x * x)))
+    """The tanh form of GELU (Hendrycks & Gimpel 2016, section 2); its gradient is made from `x`, the one thing kept."""
+    return _gelu(x)
+
+
+@gelu.vjp
+def _gelu_vjp(x: mx.array, cotangent: mx.array, _) -> mx.array:
+    return _gelu_gradient(x, cotangent)
+
+
+@mx.compile
+def _gelu(x: mx.array) -> mx.array:
+    return 0.5 * x * (1 + device.tanh(_GELU_SCALE * x * (1 + 0.044715 * x * x)))
+
+
+@mx.compile
+def _gelu_gradient(x: mx.array, cotangent: mx.array) -> mx.array:
+    tanh = device.tanh(_GELU_SCALE * x * (1 + 0.044715 * x * x))
+    slope = _GELU_SCALE * (1 + 3 * 0.044715 * x * x)  # of what tanh is taken of
+    return 0.5 * cotangent * (1 + tanh + x * (1 - tanh * tanh) * slope)
 
 
 class MLP(nn.Module):

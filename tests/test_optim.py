@@ -13,6 +13,13 @@ from gpt2_mlx.training.config import TrainConfig
 SHAPE = GPT2Config(block_size=4, vocab_size=11, n_layer=2, n_head=1, n_embd=6)
 
 
+ONE = mx.array(1.0)
+
+
+def build(config: TrainConfig, model: GPT2):
+    return optim.build(config, model, [mx.default_stream(mx.cpu)])
+
+
 def settings(**fields) -> TrainConfig:
     return TrainConfig(
         **{"learning_rate": 1e-2, "optimizer": "adamw", "warmup_steps": 4, "max_steps": 20, **fields}
@@ -47,12 +54,13 @@ def test_learning_rate_without_warm_up():
 def test_adamw_equals_numpy_and_decays_matrices_only(compiled):
     config = settings(weight_decay=0.3, beta2=0.95)
     model = GPT2(SHAPE)
-    optimizer = optim.build(config, model)
+    optimizer = build(config, model)
     parameters, m, v = flat(model), {}, {}
     state = [model.state, optimizer.state]
 
     def update(gradients, rate):
-        return optim.guarded_update(model, optimizer, gradients, rate, 1.0)
+        sums = tree_map(lambda g: 7 * g, gradients)
+        return optim.guarded_update(model, optimizer, sums, mx.array(7.0), rate, 1.0)
 
     update = mx.compile(update, inputs=state, outputs=state) if compiled else update
     for step in range(1, 4):
@@ -76,7 +84,7 @@ def test_adamw_equals_numpy_and_decays_matrices_only(compiled):
 def test_the_norm_of_millions_of_elements_is_exact():
     model = GPT2(GPT2Config(block_size=4, vocab_size=8192, n_layer=1, n_head=1, n_embd=512))
     gradients = random_gradients(model, 1)
-    norm, _ = optim.guarded_update(model, optim.build(settings(), model), gradients, mx.array(0.0), 1.0)
+    norm, _ = optim.guarded_update(model, build(settings(), model), gradients, ONE, mx.array(0.0), 1.0)
     squares = [np.square(np.array(g).astype(np.float64)).sum() for _, g in tree_flatten(gradients)]
     assert norm.item() == pytest.approx(math.sqrt(sum(squares)), rel=1e-5)
 
@@ -84,10 +92,10 @@ def test_the_norm_of_millions_of_elements_is_exact():
 def test_muon_moves_along_an_orthogonal_matrix_at_adamws_scale():
     config = settings(optimizer="muon", weight_decay=0.0)
     model = GPT2(SHAPE)
-    optimizer = optim.build(config, model)
+    optimizer = build(config, model)
     before = flat(model)
     gradients = random_gradients(model, 1)
-    optim.guarded_update(model, optimizer, gradients, mx.array(0.01), 0)
+    optim.guarded_update(model, optimizer, gradients, ONE, mx.array(0.01), 0)
     after, given = flat(model), dict(tree_flatten(gradients))
     for name, p in before.items():
         if optim.group(name, mx.array(p), "muon") != "muon":
@@ -101,9 +109,9 @@ def test_muon_moves_along_an_orthogonal_matrix_at_adamws_scale():
 
 def test_muon_decays_what_it_updates():
     model = GPT2(SHAPE)
-    optimizer = optim.build(settings(optimizer="muon", weight_decay=0.5), model)
+    optimizer = build(settings(optimizer="muon", weight_decay=0.5), model)
     before = flat(model)
-    optim.guarded_update(model, optimizer, tree_map(mx.zeros_like, model.parameters()), mx.array(0.1), 0)
+    optim.guarded_update(model, optimizer, tree_map(mx.zeros_like, model.parameters()), ONE, mx.array(0.1), 0)
     for name, p in flat(model).items():
         factor = 1 - 0.1 * 0.5 if p.ndim == 2 else 1
         assert np.allclose(p, before[name] * factor, atol=1e-7), name
@@ -117,7 +125,7 @@ def test_each_parameter_is_in_one_group(rule):
     assert {name for name, group in groups.items() if group == "plain"} == plain
     hidden = {name for name in groups if name.startswith("h.")} - plain
     assert {name for name, group in groups.items() if group == "muon"} == (hidden if rule == "muon" else set())
-    states = [dict(tree_flatten(state)) for state in optim.build(settings(optimizer=rule), model).state["states"]]
+    states = [dict(tree_flatten(state)) for state in build(settings(optimizer=rule), model).state["states"]]
     owned = [name.rsplit(".", 1)[0] for state in states for name in state if name.endswith(".v")]
     assert sorted(owned) == sorted(groups)
 
@@ -126,13 +134,13 @@ def test_each_parameter_is_in_one_group(rule):
 @pytest.mark.parametrize("rule", ["adamw", "muon"])
 def test_a_step_that_is_not_finite_changes_nothing(bad, rule):
     model = GPT2(SHAPE)
-    optimizer = optim.build(settings(optimizer=rule), model)
-    optim.guarded_update(model, optimizer, random_gradients(model, 1), mx.array(0.01), 1.0)
+    optimizer = build(settings(optimizer=rule), model)
+    optim.guarded_update(model, optimizer, random_gradients(model, 1), ONE, mx.array(0.01), 1.0)
     weights = flat(model)
     moments = {name: np.array(x) for name, x in tree_flatten(optimizer.state) if "learning_rate" not in name}
     gradients = random_gradients(model, 2)
     gradients["ln_f"]["bias"][0] = bad
-    norm, taken = optim.guarded_update(model, optimizer, gradients, mx.array(0.02), 1.0)
+    norm, taken = optim.guarded_update(model, optimizer, gradients, ONE, mx.array(0.02), 1.0)
     assert not taken.item() and not math.isfinite(norm.item())
     assert all((p == weights[name]).all() for name, p in flat(model).items())
     after = dict(tree_flatten(optimizer.state))

@@ -1,7 +1,7 @@
 """The learning rate's schedule, and AdamW and Muon with decay on matrices only."""
 
+import itertools
 import math
-from collections.abc import Callable
 
 import mlx.core as mx
 import mlx.optimizers as optim
@@ -22,23 +22,49 @@ def learning_rate(step: int, config: TrainConfig) -> float:
     return config.min_lr + (config.learning_rate - config.min_lr) * (1 + math.cos(math.pi * min(1, progress))) / 2
 
 
+class AdamW(optim.AdamW):
+    """MLX's AdamW (Loshchilov & Hutter 2019) in a form that `mx.compile` makes one kernel a parameter of.
+
+    Attributes:
+        taken: (), whether this step counts; where it does not, moments stay as they are.
+    """
+
+    def apply_single(self, gradient: mx.array, parameter: mx.array, state: dict) -> mx.array:
+        (b1, b2), rate, step = self.betas, self.learning_rate, self.step
+        state["m"] = state["m"] + mx.where(self.taken, 1 - b1, 0) * (gradient - state["m"])
+        state["v"] = state["v"] + mx.where(self.taken, 1 - b2, 0) * (gradient * gradient - state["v"])
+        denominator = mx.sqrt(state["v"]) * mx.rsqrt(1 - b2**step) + self.eps
+        return parameter * (1 - rate * self.weight_decay) - rate / (1 - b1**step) * state["m"] / denominator
+
+
 class Muon(optim.Muon):
     """MLX's Muon (Jordan et al. 2024) with decoupled weight decay, at AdamW's scale.
 
     An orthogonal (m, n) update has elements of root mean square 1 / sqrt(max(m, n)). Scaled by 0.2 sqrt(max(m, n)),
     as Liu et al. 2025 ("Muon is scalable for LLM training", section 2.2) do, it moves weights as far as AdamW does, so
     that one learning rate and one decay serve both.
+
+    Args:
+        decay: the weight decay.
+        streams: what parameters are updated on, in turns.
+
+    Attributes:
+        taken: (), whether this step counts; where it does not, the momentum stays as it is.
     """
 
-    def __init__(self, learning_rate: float, decay: float):
-        super().__init__(learning_rate, momentum=0.95, weight_decay=0)
+    def __init__(self, decay: float, streams: list[mx.Stream]):
+        super().__init__(0.0, momentum=0.95, weight_decay=0)
         self.decay = decay
+        self._streams = itertools.cycle(streams)
 
     def apply_single(self, gradient: mx.array, parameter: mx.array, state: dict) -> mx.array:
         m, n = parameter.shape
-        moved = super().apply_single(gradient, mx.zeros_like(parameter), state)  # -rate * max(1, m / n)^0.5 * update
-        scale = 0.2 * max(m, n) ** 0.5 / max(1, m / n) ** 0.5
-        return parameter * (1 - self.learning_rate * self.decay) + scale * moved
+        with mx.stream(next(self._streams)):
+            v = state["v"]
+            moved = super().apply_single(gradient, mx.zeros_like(parameter), state)
+            moved = moved * (0.2 * max(m, n) ** 0.5 / max(1, m / n) ** 0.5)  # MLX has scaled it by max(1, m / n)^0.5
+            state["v"] = mx.where(self.taken, state["v"], v)
+            return parameter * (1 - self.learning_rate * self.decay) + moved
 
 
 def group(name: str, parameter: mx.array, optimizer: str) -> str:
@@ -48,16 +74,16 @@ def group(name: str, parameter: mx.array, optimizer: str) -> str:
     return "muon" if optimizer == "muon" and name.startswith("h.") else "decay"
 
 
-def build(config: TrainConfig, model: GPT2) -> optim.MultiOptimizer:
-    """The optimizer of a run, its state made. The learning rate is set before each step."""
+def build(config: TrainConfig, model: GPT2, streams: list[mx.Stream]) -> optim.MultiOptimizer:
+    """The optimizer of a run, its state made, to be used by `guarded_update`."""
 
-    def adamw(weight_decay: float) -> optim.AdamW:
-        return optim.AdamW(0.0, betas=[0.9, config.beta2], weight_decay=weight_decay, bias_correction=True)
+    def adamw(weight_decay: float) -> AdamW:
+        return AdamW(0.0, betas=[0.9, config.beta2], weight_decay=weight_decay)
 
     def is_in(name: str):
         return lambda path, parameter: group(path, parameter, config.optimizer) == name
 
-    rules = [Muon(0.0, config.weight_decay)] if config.optimizer == "muon" else []
+    rules = [Muon(config.weight_decay, streams)] if config.optimizer == "muon" else []
     filters = [is_in("muon")] if config.optimizer == "muon" else []
     optimizer = optim.MultiOptimizer(
         [*rules, adamw(config.weight_decay), adamw(0.0)],
@@ -69,43 +95,43 @@ def build(config: TrainConfig, model: GPT2) -> optim.MultiOptimizer:
 
 
 def guarded_update(
-    model: GPT2, optimizer: optim.MultiOptimizer, gradients: dict, rate: mx.array, max_norm: float
+    model: GPT2, optimizer: optim.MultiOptimizer, sums: dict, count: mx.array, rate: mx.array, max_norm: float
 ) -> tuple[mx.array, mx.array]:
     """Clip the gradients to a global norm (0: do not) and update the model, unless the norm is not finite.
 
     A step whose gradients hold a nan or an infinity leaves the model and the optimizer as they were.
 
+    Args:
+        sums: the gradients times `count`.
+        count: (), what to divide them by.
+
     Returns:
         The norm before clipping, and whether the step was taken, both scalars.
     """
     # row by row: one float32 sum over millions of squares on a CPU falls short by percents
-    norm = mx.sqrt(sum(mx.sum(mx.sum(mx.square(g), axis=-1)) for _, g in tree_flatten(gradients)))
-    finite = mx.isfinite(norm)
-    if max_norm > 0:
-        factor = mx.minimum(1, max_norm / (norm + 1e-6))
-        gradients = tree_map(lambda g: g * factor, gradients)
-    old_state = tree_map(lambda s: s, optimizer.state)
-    old_parameters = model.trainable_parameters()
-    optimizer.learning_rate = rate
-    new_parameters = optimizer.apply_gradients(gradients, old_parameters)
-
-    def keep(new: mx.array, old: mx.array) -> mx.array:
-        return mx.where(finite, new, old)
-
-    model.update(tree_map(keep, new_parameters, old_parameters))
-    _replace(optimizer.state, old_state, keep)
-    return norm, finite
+    norm = mx.sqrt(sum(mx.sum(mx.sum(mx.square(g), axis=-1)) for _, g in tree_flatten(sums))) / count
+    taken = mx.isfinite(norm)
+    factor = (mx.minimum(1, max_norm / (norm + 1e-6)) if max_norm > 0 else 1) / count
+    gradients = tree_map(lambda g: mx.where(taken, g * factor, 0), sums)
+    steps = [rule.step for rule in optimizer.optimizers]
+    optimizer.learning_rate = mx.where(taken, rate, 0)
+    for rule in optimizer.optimizers:
+        rule.taken = taken
+    model.update(optimizer.apply_gradients(gradients, model.trainable_parameters()))
+    for rule, step in zip(optimizer.optimizers, steps):
+        rule.state["step"] = mx.where(taken, rule.step, step)
+    return norm, taken
 
 
 def set_state(optimizer: optim.MultiOptimizer, state: dict) -> None:
     """Give the optimizer another state of the same shape."""
-    _replace(optimizer.state, state, lambda _, new: new)
+    _assign(optimizer.state, state)
 
 
-def _replace(tree: dict | list, other: dict | list, choose: Callable[[mx.array, mx.array], mx.array]) -> None:
-    """tree_map in place: mx.compile knows its state by the containers."""
+def _assign(tree: dict | list, other: dict | list) -> None:
+    """In place: mx.compile knows its state by the containers."""
     for key in tree if isinstance(tree, dict) else range(len(tree)):
         if isinstance(tree[key], mx.array):
-            tree[key] = choose(tree[key], other[key])
+            tree[key] = other[key]
         else:
-            _replace(tree[key], other[key], choose)
+            _assign(tree[key], other[key])

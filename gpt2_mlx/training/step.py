@@ -82,8 +82,8 @@ class Step:
     def _update(self, sums: tuple, scale: mx.array, rate: mx.array) -> tuple[mx.array, mx.array, mx.array]:
         loss, count, gradients = ranks.mean(sums)
         count = scale * count
-        mean = tree_map(lambda g: g / count, gradients)
-        return loss / count, *optim.guarded_update(self.model, self.optimizer, mean, rate, self.config.grad_clip)
+        outcome = optim.guarded_update(self.model, self.optimizer, gradients, count, rate, self.config.grad_clip)
+        return loss / count, *outcome
 
     def _key(self, micro_step: int) -> mx.array:
         """What the dropout of a micro-batch follows from: the seed and its number, nothing that needs saving."""

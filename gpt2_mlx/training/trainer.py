@@ -52,11 +52,11 @@ class Trainer:
     def __init__(self, config: TrainConfig, model: GPT2, dataset: TokenDataset, run: Path):
         self.config, self.model, self.dataset, self.run = config, model, dataset, run
         self.progress = Progress(loss_scale=precision.first_scale(config.dtype))
-        self.optimizer = optim.build(config, model)
         self.stop_reason: str | None = None  # set from outside to stop between two steps
         self._saved_step = 0
         self._encoding = tokenizer.load()
         streams = device.streams(config.batch_size)
+        self.optimizer = optim.build(config, model, streams)
         self._step = Step(config, model, self.optimizer, streams)
         self._evaluator = Evaluator(model, streams, config.compile)
 
