@@ -143,9 +143,9 @@ def test_the_death_of_one_ends_the_other_with_a_line_and_the_run_goes_on(alone, 
     outputs = [process.communicate(timeout=600) for process in both]
     assert both[dead].returncode == -signal.SIGKILL
     assert both[1 - dead].returncode == 1
-    line = outputs[1 - dead][1].splitlines()[-1]
-    assert line.startswith(f"process {1 - dead} of 2 ends, for it cannot go on without the others")
-    assert "Traceback" not in outputs[1 - dead][1]
+    errors = outputs[1 - dead][1]  # where MLX's ring writes too, at any time
+    assert errors.count(f"process {1 - dead} of 2 ends, for it cannot go on without the others") == 1
+    assert "Traceback" not in errors
     done = launch(command(text, run, "--resume"))
     assert done.returncode == 0, done.stderr
     assert final_bytes(run) == final_bytes(alone)
