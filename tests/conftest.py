@@ -2,14 +2,21 @@ import os
 
 os.environ.setdefault("MLX_ENABLE_TF32", "0")  # float32 means float32 where results are compared
 
+import contextlib
+from pathlib import Path
+
 import hypothesis
 import pytest
+from client import Client
+from fake_engine import FakeEngine
 
 import gpt2_mlx  # noqa: F401  (before mlx: it brings the BLAS)
 from gpt2_mlx import device
 from gpt2_mlx.config import GPT2Config
 
-hypothesis.settings.register_profile("no_clock", deadline=None)
+hypothesis.settings.register_profile(
+    "no_clock", deadline=None, derandomize=True, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
 hypothesis.settings.load_profile("no_clock")
 
 
@@ -22,3 +29,29 @@ def on_the_cpu():
 def small() -> GPT2Config:
     """A GPT-2 for quick tests: every dimension is another number."""
     return GPT2Config(block_size=10, vocab_size=61, n_layer=3, n_head=2, n_embd=12)
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory) -> Path:
+    """A file to train on."""
+    path = tmp_path_factory.mktemp("data") / "verse.txt"
+    path.write_text("".join(f"Line {i}:\nShall I compare thee to a summer's day {i * i}?\n\n" for i in range(80)))
+    return path
+
+
+@pytest.fixture
+def open_client():
+    with contextlib.ExitStack() as stack:
+
+        def open_client(fake: FakeEngine | None = None, **arguments) -> Client:
+            client = Client(fake or FakeEngine(), **arguments)
+            if arguments.get("load", True):
+                stack.callback(client.close)
+            return client
+
+        yield open_client
+
+
+@pytest.fixture
+def client(open_client) -> Client:
+    return open_client()

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import httpx
-from test_async_engine import eventually
+from patience import PATIENCE, eventually
 
 from gpt2_mlx import checkpoint
 from gpt2_mlx.config import GPT2Config
@@ -15,6 +15,8 @@ from gpt2_mlx.model import GPT2
 
 ROOT = Path(__file__).parents[1]
 CONFIG = GPT2Config(block_size=64, n_layer=1, n_head=1, n_embd=8)
+
+http = httpx.Client(timeout=PATIENCE)
 
 
 def add_checkpoint(run: Path, step: int, *links: str) -> Path:
@@ -47,14 +49,15 @@ def command(*flags: str) -> list[str]:
 
 @contextlib.contextmanager
 def begun(folder: Path, *flags: str):
-    """serve.py in a folder, ready, and its address."""
-    process = subprocess.Popen(command(*flags), cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    try:
-        line = process.stdout.readline()
-        assert line.startswith("serving "), line or process.stderr.read()
-        url = f"http://127.0.0.1:{line.split()[-1]}"
-        eventually(lambda: httpx.get(url + "/ready", timeout=30).status_code == 200, 60)
-        yield process, url
-    finally:
-        process.kill()
-        process.communicate()
+    """serve.py in a folder, ready, and its address. What it tells on stderr is in the folder's `log`."""
+    with (folder / "log").open("w") as log:  # a pipe that nobody reads would fill, and stop it
+        process = subprocess.Popen(command(*flags), cwd=folder, stdout=subprocess.PIPE, stderr=log, text=True)
+    with process:
+        try:
+            line = process.stdout.readline()
+            assert line.startswith("serving "), line or (folder / "log").read_text()
+            url = f"http://127.0.0.1:{line.split()[-1]}"
+            eventually(lambda: http.get(url + "/ready").status_code == 200)
+            yield process, url
+        finally:
+            process.kill()

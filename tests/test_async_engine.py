@@ -1,105 +1,16 @@
-"""The thread around the engine, and a small engine to test it with."""
+"""The thread around the engine."""
 
 import asyncio
-import itertools
 import threading
-import time
-from collections import deque
 from pathlib import Path
 
 import pytest
+from fake_engine import POISON, SCRIPT, FakeEngine
+from patience import PATIENCE, eventually
 
-from gpt2_mlx import tokenizer
-from gpt2_mlx.generation.engine import Output, Token
 from gpt2_mlx.generation.scheduler import SamplingParams
 from gpt2_mlx.serving.async_engine import AsyncEngine
 from gpt2_mlx.serving.stream import QueueFull, Refused, StepFailed, Unavailable
-
-ENCODING = tokenizer.load()
-SCRIPT = ENCODING.encode_ordinary(" To be — or not: “naïve” 🎭🙂? It costs 3.14 ducats. 'Tis so!\nAnd on, ")
-POISON = 666  # a step with a prompt that holds this token raises
-
-
-class FakeEngine:
-    """Engines' interface; every text is the script, over and over, from the place that the seed says."""
-
-    block_size, vocab_size = 64, tokenizer.VOCAB_SIZE
-
-    def __init__(self, n_slots: int = 4, seconds: float = 0.0):
-        self.n_slots = n_slots
-        self.seconds = seconds  # per step
-        self.gate = threading.Event()  # steps wait for it
-        self.gate.set()
-        self.waiting, self.running, self.cancelled = deque(), {}, []
-        self.broken = False
-        self.checkpoint = Path("verse/step-00000001")
-        self.threads = set()
-        self.ids = itertools.count()
-
-    def add(self, prompt, params, checkpoint):
-        self.threads.add(threading.get_ident())
-        if max(prompt) >= self.vocab_size:
-            raise ValueError("a token is out of range")
-        id = next(self.ids)
-        self.waiting.append((id, prompt, params))
-        return id
-
-    def step(self):
-        assert self.gate.wait(30)
-        time.sleep(self.seconds)
-        while self.waiting and len(self.running) < self.n_slots:
-            id, prompt, params = self.waiting.popleft()
-            self.running[id] = [prompt, params, 0]
-        if self.broken or any(POISON in prompt for prompt, _, _ in self.running.values()):
-            raise RuntimeError("poisoned")
-        return [self._output(id) for id in list(self.running)]
-
-    def _output(self, id):
-        prompt, params, n = self.running[id]
-        self.running[id][2] += 1
-        tokens = ()
-        if params.max_tokens:
-            tokens = (self._token(SCRIPT[(params.seed + n) % len(SCRIPT)], params),)
-        done = n + 1 >= params.max_tokens
-        if done:
-            del self.running[id]
-        noted = ()
-        if params.prompt_logprobs and not n:
-            context = prompt[-self.block_size :]
-            noted = (Token(context[0]), *(self._token(token, params) for token in context[1:]))
-        return Output(id, tokens, noted, "length" if done else None)
-
-    def _token(self, id, params):
-        if params.logprobs is None:
-            return Token(id)
-        return Token(id, -0.5, tuple((id + i, -0.5 - i) for i in range(params.logprobs)))
-
-    def swap(self, checkpoint):
-        self.checkpoint = checkpoint
-
-    def fail_step(self):
-        failed, self.running = list(self.running), {}
-        return failed
-
-    def cancel(self, id):
-        self.cancelled.append(id)
-        self.running.pop(id, None)
-        self.waiting = deque(job for job in self.waiting if job[0] != id)
-
-    def warm_up(self):
-        if self.broken:
-            raise RuntimeError("broken")
-
-    has_work = property(lambda self: bool(self.waiting or self.running))
-    n_waiting = property(lambda self: len(self.waiting))
-    n_running = property(lambda self: len(self.running))
-
-
-def eventually(claim, seconds: float = 20.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not claim():
-        assert time.monotonic() < deadline, "it never came true"
-        time.sleep(0.005)
 
 
 def job(max_tokens: int = 5, seed: int = 0, prompt: tuple[int, ...] = (1, 2)):
@@ -127,10 +38,10 @@ def fake():
 def engine(fake):
     engine = AsyncEngine(lambda: fake, max_queue=8)
     engine.start()
-    assert engine.wait_until_loaded(20)
+    eventually(lambda: not engine.closed)
     yield engine
     fake.gate.set()
-    engine.stop(20)
+    engine.stop(PATIENCE)
     assert engine.failure is None
 
 
@@ -273,7 +184,7 @@ def test_a_checkpoint_that_cannot_be_loaded_costs_nobody_but_who_named_it(engine
 def test_draining_finishes_what_was_taken_and_takes_no_more(engine, fake):
     async def main():
         stream = engine.submit([job(20)])
-        engine.drain(20)
+        engine.drain(PATIENCE)
         with pytest.raises(Unavailable, match="draining"):
             engine.submit([job()])
         assert engine.unready == "the server is draining"
@@ -282,31 +193,12 @@ def test_draining_finishes_what_was_taken_and_takes_no_more(engine, fake):
     assert asyncio.run(main()) == {0: script(0, 20)}
 
 
-def test_draining_has_a_limit(fake):
-    engine = AsyncEngine(lambda: fake, max_queue=8)
-    engine.start()
-    engine.wait_until_loaded(20)
-
+@pytest.mark.parametrize("end", [lambda engine: engine.drain(0.1), lambda engine: engine.stop(PATIENCE)])
+def test_those_who_wait_are_told_when_it_stops_or_has_drained_long_enough(engine, end):
     async def main():
         stream = engine.submit([job(10**9)])
         await anext(stream)
-        engine.drain(0.1)
-        with pytest.raises(Unavailable, match="has stopped"):
-            await ids_of(stream)
-
-    asyncio.run(main())
-    engine.stop(20)
-
-
-def test_stopping_tells_those_who_wait(fake):
-    engine = AsyncEngine(lambda: fake, max_queue=8)
-    engine.start()
-    engine.wait_until_loaded(20)
-
-    async def main():
-        stream = engine.submit([job(10**9)])
-        await anext(stream)
-        await asyncio.to_thread(engine.stop, 20)
+        await asyncio.to_thread(end, engine)
         with pytest.raises(Unavailable, match="has stopped"):
             await ids_of(stream)
 
@@ -315,7 +207,7 @@ def test_stopping_tells_those_who_wait(fake):
 
 def test_while_it_loads_it_takes_nothing(fake):
     loading = threading.Event()
-    engine = AsyncEngine(lambda: loading.wait(20) and fake, max_queue=8)
+    engine = AsyncEngine(lambda: loading.wait(PATIENCE) and fake, max_queue=8)
     engine.start()
     assert engine.unready == "the model is loading"
 
@@ -326,7 +218,7 @@ def test_while_it_loads_it_takes_nothing(fake):
     asyncio.run(main())
     loading.set()
     eventually(lambda: engine.unready is None)
-    engine.stop(20)
+    engine.stop(PATIENCE)
 
 
 def test_a_failure_to_load_is_told():
@@ -336,6 +228,6 @@ def test_a_failure_to_load_is_told():
     failed = threading.Event()
     engine = AsyncEngine(build, max_queue=8)
     engine.start(on_failure=failed.set)
-    assert failed.wait(20)
+    assert failed.wait(PATIENCE)
     assert str(engine.failure) == "no such checkpoint"
     assert engine.unready == "the engine ended: ValueError"

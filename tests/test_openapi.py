@@ -5,9 +5,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from client import COMPLETIONS, SENTENCE, Client, serving
+from fake_engine import FakeEngine
+from patience import PATIENCE, eventually
 from served import make_run
-from test_app import COMPLETIONS, SENTENCE, Client, serving
-from test_async_engine import FakeEngine
 
 from gpt2_mlx.serving import answers, app, docs, openapi, pages, schemas
 from gpt2_mlx.serving.completions import Service
@@ -77,6 +78,7 @@ def test_a_fuzzer_finds_no_answer_that_is_not_described(client, tmp_path):
     with serving(client) as url:
         words = [str(Path(sys.executable).with_name("schemathesis")), "run", f"{url}/openapi.json"]
         words += ["--checks", checks, "--max-examples", "25", "--seed", "1", "--phases", "fuzzing"]
-        done = subprocess.run([*words, "--no-color"], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+        words += ["--request-timeout", str(PATIENCE), "--suppress-health-check", "too_slow"]
+        done = subprocess.run([*words, "--no-color"], cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
-    assert client.engine.n_running == client.engine.n_waiting == 0
+    eventually(lambda: client.engine.n_running == client.engine.n_waiting == 0)

@@ -2,10 +2,9 @@ import contextlib
 import subprocess
 import threading
 
-import httpx
 import pytest
-from served import add_checkpoint, begun, command, make_run
-from test_async_engine import eventually
+from patience import PATIENCE, eventually
+from served import add_checkpoint, begun, command, http, make_run
 
 from gpt2_mlx import checkpoint
 from gpt2_mlx.serving.watch import watch
@@ -31,7 +30,7 @@ def watching(run):
         yield engine
     finally:
         ended.set()
-        thread.join(20)
+        thread.join(PATIENCE)
         assert not thread.is_alive()
 
 
@@ -57,24 +56,24 @@ def test_a_run_that_was_moved_away_is_waited_for(tmp_path):
 def test_serve_goes_over_to_a_new_best_and_drops_nobody(tmp_path):
     run = make_run(tmp_path / "checkpoints" / "verse")
     body = {"text": "KING", "seed": 1, "temperature": 0, "max_tokens": 4000}
-    with begun(tmp_path, "--watch") as (_, url), httpx.Client(base_url=url, timeout=60) as client:
-        assert client.get("/ready").json()["checkpoint"] == "step-00000004"
+    with begun(tmp_path, "--watch") as (_, url):
+        assert http.get(url + "/ready").json()["checkpoint"] == "step-00000004"
         short = body | {"max_tokens": 20}
-        old = client.post("/complete-sentence", json=short).json()
-        with client.stream("POST", "/complete-sentence", json=body | {"stream": True}) as response:
+        old = http.post(url + "/complete-sentence", json=short).json()
+        with http.stream("POST", url + "/complete-sentence", json=body | {"stream": True}) as response:
             lines = response.iter_lines()
             next(lines)
             add_checkpoint(run, 6, "latest", "best")
-            eventually(lambda: httpx.get(url + "/ready").json()["checkpoint"] == "step-00000006")
-            new = httpx.post(url + "/complete-sentence", json=short, timeout=60).json()
+            eventually(lambda: http.get(url + "/ready").json()["checkpoint"] == "step-00000006")
+            new = http.post(url + "/complete-sentence", json=short).json()
             end = [line for line in lines if line][-2:]
         assert end[1] == "data: [DONE]" and '"checkpoint": "step-00000004"' in end[0]
         assert '"completion_tokens": 4000' in end[0]
         assert (old["checkpoint"], new["checkpoint"]) == ("step-00000004", "step-00000006")
         assert old["completed_sentence"] != new["completed_sentence"]
-        assert client.post("/complete-sentence", json=short | {"checkpoint": "step-00000004"}).json() == old
-        assert "gpt2_checkpoint_step 6.0" in client.get("/metrics").text.split("\n")
-        card = client.get("/card").json()
+        assert http.post(url + "/complete-sentence", json=short | {"checkpoint": "step-00000004"}).json() == old
+        assert "gpt2_checkpoint_step 6.0" in http.get(url + "/metrics").text.split("\n")
+        card = http.get(url + "/card").json()
         assert card["watch"] and card["checkpoint"]["name"] == "step-00000006"
 
 
@@ -82,6 +81,6 @@ def test_serve_goes_over_to_a_new_best_and_drops_nobody(tmp_path):
 def test_only_a_run_can_be_watched(tmp_path, path):
     make_run(tmp_path / "verse")
     done = subprocess.run(
-        command("--watch", "--checkpoint", path), cwd=tmp_path, capture_output=True, text=True, timeout=60
+        command("--watch", "--checkpoint", path), cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE
     )
     assert done.returncode == 2 and "must be a run" in done.stderr and done.stderr.count("\n") == 1

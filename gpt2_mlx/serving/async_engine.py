@@ -35,8 +35,7 @@ class AsyncEngine:
         self._on_step = on_step
         self._on_failure: Callable[[], None] = lambda: None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
-        self._loaded = threading.Event()
-        self._draining = self._stopping = False
+        self._loaded = self._draining = self._stopping = False
         self._deadline = float("inf")  # on the monotonic clock
         self._trouble: str | None = None
         self._live: dict[int, tuple[Stream, int]] = {}  # by the engine's id; belongs to the engine's thread
@@ -49,10 +48,6 @@ class AsyncEngine:
         """Begin to load. `on_failure` is called, in the engine's thread, if that fails; see `failure`."""
         self._on_failure = on_failure
         self._thread.start()
-
-    def wait_until_loaded(self, timeout: float | None = None) -> bool:
-        """Block until the engine is loaded and warm, or has failed; False after `timeout` seconds."""
-        return self._loaded.wait(timeout)
 
     def drain(self, seconds: float) -> None:
         """Refuse new requests; those taken may go on for so long. May be called from a signal handler."""
@@ -77,7 +72,7 @@ class AsyncEngine:
             return f"the engine ended: {type(self.failure).__name__}"
         if self._draining:
             return "the server is draining"
-        return None if self._loaded.is_set() else "the model is loading"
+        return None if self._loaded else "the model is loading"
 
     @property
     def unready(self) -> str | None:
@@ -127,12 +122,11 @@ class AsyncEngine:
             self._serve()
         except Exception as error:
             self.failure = error
-            if self._loaded.is_set():
+            if self._loaded:
                 log.exception("the engine ended")
             else:
                 self._on_failure()
         finally:
-            self._loaded.set()
             self._end()
             # Left to the end of the thread, this can meet the end of the process, which then aborts.
             mx.clear_streams()
@@ -141,7 +135,7 @@ class AsyncEngine:
         engine = self._build()
         engine.warm_up()
         self._publish(engine)
-        self._loaded.set()
+        self._loaded = True
         log.info("ready")
         while not self._stopping and time.monotonic() < self._deadline:
             self._read_inbox(engine)
