@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -12,43 +13,27 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
+from trained import ROOT, begin, command, final_bytes, read_to_step, train
 
 from gpt2_mlx import metrics
 from gpt2_mlx.training import ranks
 from gpt2_mlx.training.config import TrainConfig
 
-ROOT = Path(__file__).parents[1]
-TINY = {"n-layer": 1, "n-head": 1, "n-embd": 8, "block-size": 16, "batch-size": 2, "dropout": 0.1, "warmup-steps": 2}
-TINY |= {"max-steps": 40, "log-interval": 1, "eval-interval": 20, "save-interval": 4, "sample-interval": 0}
-TINY |= {"device": "cpu"}
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("data") / "verse.txt"
-    path.write_text("".join(f"Line {i}:\nShall I compare thee to a summer's day {i * i}?\n\n" for i in range(80)))
-    return path
-
-
-def command(text: Path, out: Path, *switches: str, **flags) -> list[str]:
-    flags = TINY | {name.replace("_", "-"): value for name, value in flags.items()}
-    pairs = [part for name, value in flags.items() for part in (f"--{name}", str(value))]
-    return [sys.executable, "train.py", "--data", str(text), "--out", str(out), *pairs, *switches]
-
 
 def free_ports(n: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(n)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
+    """Neighbours that nobody holds, below those that a system hands out by itself."""
+    while True:
+        first = random.randrange(10_000, 30_000)
+        with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
+            for port in range(first, first + n):
+                stack.enter_context(socket.socket()).bind(("127.0.0.1", port))
+            return list(range(first, first + n))
 
 
 def launch(arguments: list[str]) -> subprocess.CompletedProcess:
     """Two processes under mlx.launch, to their end."""
-    while (port := free_ports(1)[0]) > 65000:
-        pass
-    launcher = [Path(sys.executable).with_name("mlx.launch"), "-n", "2", "--backend", "ring", "-p", str(port), "--"]
+    launcher = [Path(sys.executable).with_name("mlx.launch"), "-n", "2", "--backend", "ring"]
+    launcher += ["-p", str(free_ports(2)[0]), "--"]
     return subprocess.run(
         [*launcher, *arguments], cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=600
     )
@@ -59,20 +44,7 @@ def start(arguments: list[str], folder: Path, n: int = 2) -> list[subprocess.Pop
     hosts = folder / "hosts.json"
     hosts.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in free_ports(n)]))
     environment = os.environ | {"MLX_HOSTFILE": str(hosts)}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return [
-        subprocess.Popen(arguments, cwd=ROOT, env=environment | {"MLX_RANK": str(rank)}, **pipes) for rank in range(n)
-    ]
-
-
-def wait_for_a_step(process: subprocess.Popen) -> None:
-    while not process.stdout.readline().startswith("step"):
-        assert process.poll() is None, process.stderr.read()
-
-
-def final_bytes(run: Path) -> dict[str, bytes]:
-    folder = run / "step-00000040"
-    return {name: (folder / name).read_bytes() for name in ("model.safetensors", "optimizer.safetensors")}
+    return [begin(arguments, environment | {"MLX_RANK": str(rank)}) for rank in range(n)]
 
 
 def losses(run: Path) -> list[float]:
@@ -83,7 +55,7 @@ def losses(run: Path) -> list[float]:
 @pytest.fixture(scope="module")
 def alone(text, tmp_path_factory) -> Path:
     run = tmp_path_factory.mktemp("runs") / "alone"
-    done = subprocess.run(command(text, run, grad_accum_steps=2), cwd=ROOT, capture_output=True, text=True)
+    done = train(text, run, grad_accum_steps=2)
     assert done.returncode == 0, done.stderr
     return run
 
@@ -102,7 +74,7 @@ def test_two_processes_begin_with_the_same_weights(alone, text, tmp_path):
     done = launch(command(text, tmp_path / "two", **flags))
     assert done.returncode == 0, done.stderr
     flags["grad_accum_steps"] = 2
-    subprocess.run(command(text, tmp_path / "one", **flags), cwd=ROOT, check=True, capture_output=True)
+    assert train(text, tmp_path / "one", **flags).returncode == 0
     assert losses(tmp_path / "two") == losses(tmp_path / "one")
 
 
@@ -110,7 +82,7 @@ def test_two_processes_of_several_micro_batches_equal_one_up_to_the_order_of_sum
     flags = {"grad_accum_steps": 6, "max_steps": 3, "eval_interval": 3}
     done = launch(command(text, tmp_path / "two", **flags))
     assert done.returncode == 0, done.stderr
-    subprocess.run(command(text, tmp_path / "one", **flags), cwd=ROOT, check=True, capture_output=True)
+    assert train(text, tmp_path / "one", **flags).returncode == 0
     two, one = (mx.load(str(tmp_path / name / "latest" / "model.safetensors")) for name in ("two", "one"))
     assert all(np.abs(np.array(p) - np.array(two[name])).max() <= 1e-6 for name, p in one.items())
     assert np.allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=1e-6)
@@ -122,7 +94,7 @@ def test_interrupted_in_one_process_all_stop_together_and_one_goes_on_alone(
 ):
     run = tmp_path / "run"
     both = start(command(text, run, save_interval=1000), tmp_path)
-    wait_for_a_step(both[0])
+    read_to_step(both[0])
     both[interrupted].send_signal(getattr(signal, name))
     outputs = [process.communicate(timeout=600) for process in both]
     assert [process.returncode for process in both] == [status, status], outputs
@@ -130,7 +102,7 @@ def test_interrupted_in_one_process_all_stop_together_and_one_goes_on_alone(
     assert outputs[1][0] == ""
     assert metrics.read(run / "metrics.jsonl")[-1]["reason"] == name
     assert (run / "latest").resolve().name != "step-00000040"
-    subprocess.run(command(text, run, "--resume"), cwd=ROOT, check=True, capture_output=True)
+    assert train(text, run, "--resume").returncode == 0
     assert final_bytes(run) == final_bytes(alone)
 
 
@@ -138,7 +110,7 @@ def test_interrupted_in_one_process_all_stop_together_and_one_goes_on_alone(
 def test_the_death_of_one_ends_the_other_with_a_line_and_the_run_goes_on(alone, text, tmp_path, dead):
     run = tmp_path / "run"
     both = start(command(text, run), tmp_path)
-    wait_for_a_step(both[0])
+    read_to_step(both[0])
     both[dead].kill()
     outputs = [process.communicate(timeout=600) for process in both]
     assert both[dead].returncode == -signal.SIGKILL

@@ -7,45 +7,12 @@ import signal
 import subprocess
 import sys
 import time
-from itertools import takewhile
 from pathlib import Path
 
 import pytest
+from trained import ROOT, begin, command, final_bytes, read_to_step, train
 
 from gpt2_mlx import GPT2, GPT2Config, checkpoint, metrics
-
-ROOT = Path(__file__).parents[1]
-TINY = {"n-layer": 1, "n-head": 1, "n-embd": 8, "block-size": 16, "batch-size": 2, "dropout": 0.1, "warmup-steps": 2}
-TINY |= {
-    "max-steps": 40,
-    "log-interval": 1,
-    "eval-interval": 20,
-    "save-interval": 4,
-    "sample-interval": 0,
-    "device": "cpu",
-}
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("data") / "verse.txt"
-    path.write_text("".join(f"Line {i}:\nShall I compare thee to a summer's day {i * i}?\n\n" for i in range(80)))
-    return path
-
-
-def command(text: Path, out: Path, *switches: str, **flags) -> list[str]:
-    flags = TINY | {name.replace("_", "-"): value for name, value in flags.items()}
-    pairs = [part for name, value in flags.items() for part in (f"--{name}", str(value))]
-    return [sys.executable, "train.py", "--data", str(text), "--out", str(out), *pairs, *switches]
-
-
-def train(text: Path, out: Path, *switches: str, **flags) -> subprocess.CompletedProcess:
-    return subprocess.run(command(text, out, *switches, **flags), capture_output=True, text=True, cwd=ROOT)
-
-
-def final_bytes(run: Path) -> dict[str, bytes]:
-    folder = run / "step-00000040"
-    return {name: (folder / name).read_bytes() for name in ("model.safetensors", "optimizer.safetensors")}
 
 
 @pytest.fixture(scope="module")
@@ -78,18 +45,17 @@ def test_the_same_seed_gives_the_same_bytes(undisturbed, text, tmp_path):
 
 def test_killed_at_random_instants_and_resumed_it_ends_as_if_undisturbed(undisturbed, text, tmp_path):
     run, instants = tmp_path / "killed", random.Random(0)
-    # KILLS=20 takes a minute. Half of them in the middle of the steps, the rest around the start and the saves.
-    kills = int(os.environ.get("KILLS", "6"))
-    reached = []
-    for at in sorted(instants.sample(range(38), kills)):
-        process = subprocess.Popen(command(text, run, "--resume"), cwd=ROOT, stdout=subprocess.DEVNULL)
-        while process.poll() is None and last_step(run) < at:
-            time.sleep(0.001)
-        time.sleep(instants.uniform(0, 0.03))  # anywhere within a step, an evaluation or a save
-        process.kill()
-        assert process.wait() == -signal.SIGKILL
-        reached.append(last_step(run))
-    assert len({step for step in reached if 0 < step < 40}) > kills / 2, "the kills must fall between the steps"
+    kills = int(os.environ.get("KILLS", "6"))  # 20 take a minute
+    for i, step in enumerate(sorted(instants.sample(range(1, 36), kills))):
+        with begin(command(text, run, "--resume")) as process:
+            if i % 2:
+                process.stdout.readline()
+                time.sleep(instants.uniform(0, 0.3))  # while it finds out where to go on
+            else:
+                read_to_step(process, step)
+                time.sleep(instants.uniform(0, 0.03))  # anywhere within a step, an evaluation or a save
+            process.kill()
+        assert process.returncode == -signal.SIGKILL
     done = train(text, run, "--resume")
     assert done.returncode == 0, done.stderr
     assert final_bytes(run) == final_bytes(undisturbed)
@@ -98,21 +64,12 @@ def test_killed_at_random_instants_and_resumed_it_ends_as_if_undisturbed(undistu
     assert not list(run.glob(".*.tmp"))
 
 
-def last_step(run: Path) -> int:
-    """The last step a run has told of."""
-    log = run / "metrics.jsonl"
-    return max([e["step"] for e in metrics.read(log)], default=-1) if log.exists() else -1
-
-
 @pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 143)])
 def test_stopped_by_a_signal_it_saves_and_can_go_on(undisturbed, text, tmp_path, name, status):
     run = tmp_path / "run"
     buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
-    process = subprocess.Popen(
-        command(text, run, save_interval=1000), cwd=ROOT, stdout=subprocess.PIPE, text=True, env=buffered
-    )
-    lines = iter(process.stdout.readline, "")
-    output = "".join(line for line in takewhile(lambda line: not line.startswith("step"), lines))
+    process = begin(command(text, run, save_interval=1000), buffered)
+    output = read_to_step(process)
     process.send_signal(getattr(signal, name))
     output += process.communicate()[0]
     assert process.returncode == status, output
@@ -124,9 +81,8 @@ def test_stopped_by_a_signal_it_saves_and_can_go_on(undisturbed, text, tmp_path,
 
 def test_two_processes_cannot_hold_one_run(text, tmp_path):
     run = tmp_path / "run"
-    first = subprocess.Popen(command(text, run, max_steps=100_000), cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    while "step" not in first.stdout.readline():
-        pass
+    first = begin(command(text, run, max_steps=100_000))
+    read_to_step(first)
     second = train(text, run, "--resume", max_steps=100_000)
     assert second.returncode == 2
     assert "is in use by another process" in second.stderr
