@@ -69,7 +69,8 @@ def test_convert_overwrites_nothing(folder, tmp_path):
 
 
 def test_a_closed_pipe_is_no_error(folder):
-    command = f"{sys.executable} -m gpt2_mlx generate hello --checkpoint {folder} --max-tokens 2000 | head -c 5"
+    endless = "--max-tokens 1000000"  # more than the pipe holds until somebody closes it
+    command = f"{sys.executable} -m gpt2_mlx generate hello --checkpoint {folder} {endless} | head -c 5"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=ROOT)
     assert (done.stdout, done.stderr) == ("hello", "")
 
