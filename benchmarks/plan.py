@@ -7,7 +7,7 @@ import json
 from multiprocessing import get_context
 
 from gpt2_mlx import cli, device
-from gpt2_mlx.training import plan
+from gpt2_mlx.training import memory, plan
 from gpt2_mlx.training.config import TrainConfig
 
 from .common import append, introduce, machine, table
@@ -38,7 +38,7 @@ def main() -> None:
 def measure(fields: dict) -> dict:
     """The predicted and the measured peak of a configuration, and the seconds of its step."""
     config = TrainConfig(**fields).resolved(device.select() == "gpu")
-    predicted = sum(plan.memory(config).values())
+    predicted = memory.peak(config)
     seconds, measured = plan.measure(config)
     return {
         "configuration": fields,

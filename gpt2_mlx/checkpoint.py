@@ -8,7 +8,7 @@ from pathlib import Path
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_flatten, tree_unflatten
+from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
 from . import layout, tokenizer
 from .config import GPT2Config
@@ -80,8 +80,13 @@ def load(folder: Path, dtype: str | None = "float32", quantize: int | None = Non
 
 
 def load_weights(folder: Path, model: GPT2) -> None:
-    """Put a checkpoint's weights into a model of the same shape. Raises as `load`."""
+    """Put a checkpoint's weights into a model of the same shape, to lie in memory as new ones do. Raises as `load`.
+
+    `load` leaves them as they lie in the file, (in, out), which is quicker; but in what order a product is summed may
+    follow from how its matrix lies, and a resumed run is to have the bits of the one that was not stopped.
+    """
     _fill(model, folder, _read_tensors(folder))
+    model.update(tree_map(mx.contiguous, model.parameters()))
 
 
 def load_training(folder: Path, optimizer_state: dict) -> tuple[dict, dict]:
@@ -148,7 +153,7 @@ def read_config(folder: Path) -> GPT2Config:
 def _fill(model: GPT2, folder: Path, stored: dict[str, mx.array]) -> None:
     with _named(folder):
         parameters = layout.parameters(stored, model)
-        finite = {name: mx.all(mx.isfinite(array)) for name, array in parameters.items()}
+        finite = {name: mx.sum(array * 0) == 0 for name, array in parameters.items()}  # quicker than isfinite
         mx.eval(finite, parameters)
         layout.refuse([f"{name} holds values that are not finite" for name, all_are in finite.items() if not all_are])
     model.update(tree_unflatten(list(parameters.items())))

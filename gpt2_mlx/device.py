@@ -41,12 +41,13 @@ def select(name: str = "auto") -> str:
 def _tune_linux_cpu() -> None:
     # MLX hands out work in graph order, ten tasks at a time: breadth first, or streams wait for each other.
     os.environ.setdefault("MLX_BFS_MAX_WIDTH", "400")
-    # Logits come and go by the tens of megabytes; keep them instead of faulting their pages in anew (-20 % time).
+    # Arrays come and go by the tens of megabytes; keep them instead of faulting their pages in anew (-20 % time).
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):  # glibc
-        m_trim_threshold, m_mmap_threshold = -1, -3
-        libc.mallopt(m_mmap_threshold, 32 << 20)
+        m_trim_threshold, m_mmap_max, m_arena_max = -1, -4, -8
         libc.mallopt(m_trim_threshold, 2**31 - 1)
+        libc.mallopt(m_mmap_max, 0)
+        libc.mallopt(m_arena_max, 1)
 
 
 def on_gpu() -> bool:
@@ -150,6 +151,16 @@ def memory(sharing: int = 1) -> int:
         recommended = mx.device_info().get("max_recommended_working_set_size")
         return recommended // sharing if recommended else int(0.9 * total_memory())  # each has its NVIDIA GPU
     return int(0.85 * total_memory()) // sharing
+
+
+def work_within(size: float) -> None:
+    """Have a CPU's arrays take little more than `size` bytes where the work allows it.
+
+    MLX allocates for up to a hundred operations ahead of the one at work: a third of a step's memory. Beyond the limit
+    it waits for those it has begun; a little below what the work takes it would wait for each, and halve the speed.
+    """
+    if not on_gpu():
+        mx.set_memory_limit(int(1.05 * size))
 
 
 def peak_memory_gb() -> float:

@@ -14,7 +14,10 @@ FLOOR_1 = ["model", "kv_cache", "layout", "checkpoint", "pretrained", "plot"]
 WINGS = {
     "generation": [f"generation.{name}" for name in ("scheduler", "sampling", "engine", "text")],
     "training": ["training." + x for x in ("config", "documents", "shards", "text", "data", "loss", "optim")]
-    + ["training." + x for x in ("ranks", "precision", "evaluation", "hellaswag", "report", "step", "trainer")]
+    + [
+        "training." + x
+        for x in ("ranks", "precision", "evaluation", "hellaswag", "report", "step", "memory", "trainer")
+    ]
     + ["training." + x for x in ("run", "plan")],
     "serving": ["serving." + x for x in ("config", "errors", "schemas", "stream", "engines", "async_engine", "watch")]
     + ["serving." + x for x in ("telemetry", "run", "choice", "completions", "app", "server")]

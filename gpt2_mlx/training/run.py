@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TextIO
 
 import mlx.core as mx
+from mlx.utils import tree_map
 
 from .. import checkpoint, device, metrics, pretrained
 from ..config import GPT2Config
@@ -116,7 +117,7 @@ def _model(config: TrainConfig, init: Path | None, like: Path | None) -> GPT2:
         if weights.quantization:
             raise ValueError(f"--init-from is {config.init_from}, which is quantised; training needs float weights")
         weights.wpe.weight = weights.wpe.weight[: config.block_size]
-        model.update(weights.parameters())
+        model.update(tree_map(mx.contiguous, weights.parameters()))
     mx.eval(model.parameters())
     return model
 

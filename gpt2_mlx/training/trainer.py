@@ -11,7 +11,7 @@ import mlx.core as mx
 from .. import checkpoint, device, tokenizer
 from ..generation.text import generate
 from ..model import GPT2
-from . import optim, precision, ranks
+from . import memory, optim, precision, ranks
 from .config import TrainConfig
 from .data import DataLoader, TokenDataset, evaluation_batches
 from .evaluation import Evaluator
@@ -55,6 +55,7 @@ class Trainer:
         self.stop_reason: str | None = None  # set from outside to stop between two steps
         self._saved_step = 0
         self._encoding = tokenizer.load()
+        device.work_within(memory.peak(config, ranks.size()))
         streams = device.streams(config.batch_size)
         self.optimizer = optim.build(config, model, streams)
         self._step = Step(config, model, self.optimizer, streams)
