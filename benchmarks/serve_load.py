@@ -105,7 +105,7 @@ def report(clients: int, results: dict[str, list[dict]]) -> str:
         ]
         for name, rate in rates.items()
     ]
-    return table([f"{clients} clients", "tokens/s", "ours to it", "median latency, s", "errors"], rows)
+    return table([f"clients: {clients}", "tokens/s", "ours to it", "median latency, s", "errors"], rows)
 
 
 if __name__ == "__main__":
