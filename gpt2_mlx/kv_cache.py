@@ -123,8 +123,9 @@ class CacheView:
             return mx.fast.scaled_dot_product_attention(q, keys, values, scale=scale, mask=self._mask)
         scores = mx.where(self._mask, (q * scale) @ keys.swapaxes(-1, -2), -mx.inf)  # (S, H, T, L)
         e = _exponentials(scores, mx.max(scores, axis=-1, keepdims=True), self._mask)
-        # A bucket at a time: a product's sum is grouped by its length, and a row must not feel how long others are.
-        parts = (slice(i, i + BUCKET) for i in range(0, self._length, BUCKET))
+        # A product's sum is grouped by its length, and a decoded row must not feel how long others are: by buckets.
+        step = BUCKET if q.shape[2] == 1 else self._length
+        parts = (slice(i, i + step) for i in range(0, self._length, step))
         y = sum(e[..., part] @ values[:, :, part] for part in parts) / mx.sum(e, axis=-1, keepdims=True)
         return y.astype(q.dtype)
 
