@@ -14,6 +14,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+_SOURCE = Path(__file__).with_name("cblas.cpp")
+
 _openblas = None
 _name = "not looked for yet"
 
@@ -52,8 +54,7 @@ def preload() -> None:
 def _load_cblas(compiler: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         library = f"{folder}/libcblas.so"
-        source = Path(__file__).with_name("cblas.cpp")
-        command = [compiler, "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", source, "-o", library]
+        command = [compiler, "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", _SOURCE, "-o", library]
         subprocess.run(command, check=True, capture_output=True, timeout=60)
         ctypes.CDLL(library, mode=ctypes.RTLD_GLOBAL)  # stays mapped when the file is gone
 

@@ -1,4 +1,4 @@
-"""The fast BLAS for MLX's other programs too, as gpt2_mlx has it; to be imported before mlx.
+"""OpenBLAS for MLX's other programs too, without gpt2_mlx's own kernel for few rows; to be imported before mlx.
 
 `python -m benchmarks.contestants.openblas MODULE ARG...` runs a module so.
 """
@@ -11,6 +11,7 @@ from pathlib import Path
 _spec = importlib.util.spec_from_file_location("blas", Path(__file__).parents[2] / "gpt2_mlx" / "blas.py")
 _blas = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(_blas)
+_blas._SOURCE = Path(__file__).with_name("openblas.cpp")
 _blas.preload()
 
 if __name__ == "__main__":
