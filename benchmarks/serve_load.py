@@ -32,9 +32,11 @@ class Settings:
     """How many tokens a second a server generates for its clients, beside mlx_lm's server."""
 
     quick: bool = False
-    """1, 8 and 32 clients and one request of each, instead of 128 too, three requests and three rounds."""
+    """One round of one request a client, without 128 clients, instead of three of three."""
     device: Literal["auto", "gpu", "cpu"] = "auto"
     """Where to compute."""
+    clients: tuple[int, ...] = ()
+    """Numbers of clients to measure. Default: all."""
 
 
 def main() -> None:
@@ -50,7 +52,7 @@ def main() -> None:
         model = save_random(PRESETS["gpt2"], Path(folder) / "gpt2")
         where = "gpu" if on_gpu else "cpu"
         with running("gpt2_mlx", model, where) as ours, running("mlx_lm", model, where) as theirs:
-            for clients in (1, 8, 32) if settings.quick else (1, 8, 32, 128):
+            for clients in settings.clients or ((1, 8, 32) if settings.quick else (1, 8, 32, 128)):
                 servers = {"gpt2_mlx": ours, "mlx_lm": theirs}
                 contestants = {
                     name: partial(load, server, clients, requests * clients, prompts)

@@ -1,7 +1,7 @@
 // Float32 matrix products for MLX on Linux: OpenBLAS under the name that MLX looks for, and a kernel of our own for few
-// rows, as decoding has them. OpenBLAS copies the matrix into another order before it multiplies, which takes longer
-// than one row's product, and how it sums a row follows from the number of rows. This kernel reads the matrix once, as
-// it lies, and sums every row alike: a row has the same bits in any company.
+// rows, as decoding has them. How OpenBLAS sums a row follows from the number of rows, and it copies the matrix whole
+// before it multiplies, which takes longer than one row's product. This kernel sums every row alike, so that it has the
+// same bits in any company, and reads the matrix once, as it lies.
 
 extern "C" int scipy_openblas_get_num_threads();
 extern "C" void scipy_cblas_sgemm(int, int, int, int, int, int, float, const float*, int, const float*, int, float,
@@ -13,7 +13,7 @@ constexpr int ROW_MAJOR = 101, NO_TRANS = 111, TRANS = 112;
 constexpr int FEW = 32;                  // rows; with more, the copy pays
 constexpr long WORTH_THREADS = 1 << 16;  // elements of the matrix
 
-// As many sums for two rows at a time as there are registers.
+// WIDTH: as many sums for two rows at a time as there are registers.
 #if defined(__AVX512F__)
 constexpr int LANES = 16, WIDTH = 8;
 #elif defined(__AVX__)
@@ -21,7 +21,17 @@ constexpr int LANES = 8, WIDTH = 4;
 #else
 constexpr int LANES = 4, WIDTH = 8;
 #endif
+constexpr int PANEL = WIDTH / 2;  // vectors; with six rows at a time as many sums again
+constexpr int DEPTH = 128;        // rows of a panel, so that it stays in the first cache
 typedef float Lanes __attribute__((vector_size(4 * LANES), aligned(4)));
+
+const Lanes& at(const float* p) { return *(const Lanes*)p; }
+
+float total(Lanes lanes) {
+  float sum = 0;
+  for (int lane = 0; lane < LANES; ++lane) sum += lanes[lane];
+  return sum;
+}
 
 // c (m, n) = alpha a (m, k) b (k, n) + beta c; b is given by columns where it is transposed.
 struct Product {
@@ -50,42 +60,66 @@ void by_columns(const Product& p, int row, int column) {
   for (int j = 0; j < WIDTH; ++j) columns[j] = p.b + (column + j < p.n ? column + j : p.n - 1) * p.ldb;
   int i = 0;
   for (; i + LANES <= p.k; i += LANES)
-    for (int j = 0; j < WIDTH; ++j) {
-      const Lanes w = *(const Lanes*)(columns[j] + i);
-      for (int r = 0; r < R; ++r) sums[r][j] += *(const Lanes*)(p.a + (row + r) * p.lda + i) * w;
-    }
+    for (int j = 0; j < WIDTH; ++j)
+      for (int r = 0; r < R; ++r) sums[r][j] += at(p.a + (row + r) * p.lda + i) * at(columns[j] + i);
   for (int r = 0; r < R; ++r)
     for (int j = 0; j < WIDTH && column + j < p.n; ++j) {
-      float sum = 0;
-      for (int lane = 0; lane < LANES; ++lane) sum += sums[r][j][lane];
+      float sum = total(sums[r][j]);
       for (int rest = i; rest < p.k; ++rest) sum += p.a[(row + r) * p.lda + rest] * columns[j][rest];
       p.write(row + r, column + j, sum);
     }
 }
 
-// R rows of WIDTH * LANES columns of b, a lane for each sum.
-template <int R>
-void by_rows(const Product& p, int row, int column) {
-  Lanes sums[R][WIDTH] = {};
-  for (int i = 0; i < p.k; ++i)
-    for (int j = 0; j < WIDTH; ++j) {
-      const float* at = p.b + i * p.ldb + column + j * LANES;
-      __builtin_prefetch(at + 8 * p.ldb);
-      for (int r = 0; r < R; ++r) sums[r][j] += p.a[(row + r) * p.lda + i] * *(const Lanes*)at;
-    }
-  for (int r = 0; r < R; ++r)
-    for (int j = 0; j < WIDTH * LANES; ++j) p.write(row + r, column + j, sums[r][j / LANES][j % LANES]);
+void all_by_columns(const Product& p, int column) {
+  int row = 0;
+  for (; row + 2 <= p.m; row += 2) by_columns<2>(p, row, column);
+  if (row < p.m) by_columns<1>(p, row, column);
 }
 
-template <void (*two)(const Product&, int, int), void (*one)(const Product&, int, int), int STEP>
+// R rows of W * LANES columns of b, added to sums: a lane for each sum, over k in order.
+template <int R, int W>
+void by_rows(int k, const float* a, long lda, const float* b, long ldb, float* sums) {
+  Lanes s[R][W];
+  for (int r = 0; r < R; ++r)
+    for (int j = 0; j < W; ++j) s[r][j] = at(sums + (r * W + j) * LANES);
+  for (int i = 0; i < k; ++i)
+    for (int j = 0; j < W; ++j) {
+      __builtin_prefetch(b + (i + 8) * ldb + j * LANES);
+      for (int r = 0; r < R; ++r) s[r][j] += a[r * lda + i] * at(b + i * ldb + j * LANES);
+    }
+  for (int r = 0; r < R; ++r)
+    for (int j = 0; j < W; ++j) *(Lanes*)(sums + (r * W + j) * LANES) = s[r][j];
+}
+
+// All rows of W * LANES columns of b; with many rows through a copy of b's part, which is read again for each few.
+template <int W, bool COPIES>
+void all_by_rows(const Product& p, int column) {
+  constexpr int STEP = W * LANES;
+  float sums[FEW * STEP] = {}, panel[COPIES ? DEPTH * STEP : 1];
+  const int depth = COPIES ? DEPTH : p.k;
+  for (int start = 0; start < p.k; start += depth) {
+    const int k = p.k - start < depth ? p.k - start : depth;
+    const float *a = p.a + start, *b = p.b + start * p.ldb + column;
+    if (COPIES)
+      for (int i = 0; i < k; ++i)
+        for (int j = 0; j < STEP; ++j) panel[i * STEP + j] = b[i * p.ldb + j];
+    const float* from = COPIES ? panel : b;
+    const long ld = COPIES ? STEP : p.ldb;
+    int row = 0;
+    if (COPIES)
+      for (; row + 6 <= p.m; row += 6) by_rows<6, W>(k, a + row * p.lda, p.lda, from, ld, sums + row * STEP);
+    for (; row + 2 <= p.m; row += 2) by_rows<2, W>(k, a + row * p.lda, p.lda, from, ld, sums + row * STEP);
+    if (row < p.m) by_rows<1, W>(k, a + row * p.lda, p.lda, from, ld, sums + row * STEP);
+  }
+  for (int row = 0; row < p.m; ++row)
+    for (int j = 0; j < STEP; ++j) p.write(row, column + j, sums[row * STEP + j]);
+}
+
+template <void (*columns)(const Product&, int), int STEP>
 void run(const Product& p) {
   const int threads = (long)p.n * p.k < WORTH_THREADS ? 1 : scipy_openblas_get_num_threads();
 #pragma omp parallel for num_threads(threads) schedule(static)
-  for (int column = 0; column < p.n; column += STEP) {
-    int row = 0;
-    for (; row + 2 <= p.m; row += 2) two(p, row, column);
-    if (row < p.m) one(p, row, column);
-  }
+  for (int column = 0; column < p.n; column += STEP) columns(p, column);
 }
 
 }  // namespace
@@ -94,10 +128,13 @@ extern "C" void cblas_sgemm(int order, int trans_a, int trans_b, int m, int n, i
                             int lda, const float* b, int ldb, float beta, float* c, int ldc) {
   const Product product{m, n, k, alpha, a, lda, b, ldb, beta, c, ldc};
   const bool few = order == ROW_MAJOR && trans_a == NO_TRANS && m <= FEW;
+  const bool whole = n % (WIDTH * LANES) == 0;
   if (few && trans_b == TRANS)
-    run<by_columns<2>, by_columns<1>, WIDTH>(product);
-  else if (few && trans_b == NO_TRANS && n % (WIDTH * LANES) == 0)
-    run<by_rows<2>, by_rows<1>, WIDTH * LANES>(product);
+    run<all_by_columns, WIDTH>(product);
+  else if (few && trans_b == NO_TRANS && whole && m <= 4)
+    run<all_by_rows<WIDTH, false>, WIDTH * LANES>(product);
+  else if (few && trans_b == NO_TRANS && whole)
+    run<all_by_rows<PANEL, true>, PANEL * LANES>(product);
   else
     scipy_cblas_sgemm(order, trans_a, trans_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
 }
