@@ -154,13 +154,13 @@ def memory(sharing: int = 1) -> int:
 
 
 def work_within(size: float) -> None:
-    """Have a CPU's arrays take little more than `size` bytes where the work allows it.
+    """Have a CPU's arrays take little more than `size` bytes beside those that are there now, where the work allows it.
 
     MLX allocates for up to a hundred operations ahead of the one at work: a third of a step's memory. Beyond the limit
     it waits for those it has begun; a little below what the work takes it would wait for each, and halve the speed.
     """
     if not on_gpu():
-        mx.set_memory_limit(int(1.05 * size))
+        mx.set_memory_limit(mx.get_active_memory() + int(1.05 * size))
 
 
 def peak_memory_gb() -> float:

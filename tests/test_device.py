@@ -1,5 +1,6 @@
 import os
 
+import mlx.core as mx
 import pytest
 
 from gpt2_mlx import device
@@ -21,3 +22,19 @@ def test_the_wired_limit_is_left_alone_unless_asked_for():
     device.wire(0)
     with pytest.raises(ValueError, match=r"--wired-limit-gb is 2\.5; only a Mac's GPU has such a limit"):
         device.wire(2.5)
+
+
+def test_work_keeps_to_its_memory_where_it_can():
+    old = mx.set_memory_limit(1 << 40)
+    x = mx.ones((1000, 1000))
+    mx.eval(x)
+    try:
+        device.work_within(20e6)
+        before = mx.get_active_memory()
+        for _ in range(300):
+            x = mx.concatenate([x[1:], x[:1]])  # 4 MB each, and only two are needed at a time
+        mx.reset_peak_memory()
+        mx.eval(x)
+        assert mx.get_peak_memory() - before < 40e6
+    finally:
+        mx.set_memory_limit(old)

@@ -55,7 +55,8 @@ class Trainer:
         self.stop_reason: str | None = None  # set from outside to stop between two steps
         self._saved_step = 0
         self._encoding = tokenizer.load()
-        device.work_within(memory.peak(config, ranks.size()))
+        mx.eval(model.parameters())
+        device.work_within(memory.peak(config, ranks.size()) - 4 * model.n_params)
         streams = device.streams(config.batch_size)
         self.optimizer = optim.build(config, model, streams)
         self._step = Step(config, model, self.optimizer, streams)
