@@ -1,33 +1,7 @@
-"""Draw the loss curves of one or several runs: `python plot_loss.py [RUN ...]`."""
+"""Draw the loss curves of one or several runs: `python plot_loss.py [RUN ...]`; `--help` shows every flag."""
 
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Literal
-
-import tyro
-
-from gpt2_mlx import checkpoint, cli, plot
-
-
-@dataclass(frozen=True)
-class PlotConfig:
-    """Draw the training and validation loss of one or several runs."""
-
-    runs: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
-    """Run folders. Default: the newest under checkpoints/."""
-    out: Path | None = None
-    """The figure, .png, .svg or .pdf. Default: loss.png in the first run's folder."""
-    x: Literal["step", "tokens", "time"] = "step"
-    """The horizontal axis: optimizer steps, tokens read, or minutes."""
-
-
-def main() -> None:
-    config = cli.parse(PlotConfig)
-    runs = list(config.runs) or [checkpoint.newest_run(Path("checkpoints"), "metrics.jsonl")]
-    out = config.out or runs[0] / "loss.png"
-    plot.draw(runs, out, config.x)
-    print(out)
-
+from gpt2_mlx import cli
+from gpt2_mlx.commands import plot
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(plot.main)

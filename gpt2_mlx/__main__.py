@@ -1,24 +1,37 @@
-"""python -m gpt2_mlx: generate, evaluate and convert models; doctor checks the machine."""
+"""gpt2-mlx, and python -m gpt2_mlx: the commands."""
 
-import os
+import importlib
 import sys
+from pathlib import Path
 
-from . import cli
-from .commands.convert import Convert, convert
-from .commands.doctor import Doctor, doctor
-from .commands.evaluate import Evaluate, evaluate
-from .commands.generate import Generate, generate
+from . import __version__, cli
+
+COMMANDS = {
+    "train": "train a GPT-2 on a text",
+    "plot": "draw the loss curves of runs",
+    "generate": "go on with a text in the terminal",
+    "serve": "serve a checkpoint over HTTP",
+    "evaluate": "score a model on a text, or on HellaSwag",
+    "convert": "write a model as a checkpoint folder of another type",
+    "doctor": "check that everything holds on this machine",
+}
 
 
 def main() -> None:
-    commands = {Generate: generate, Evaluate: evaluate, Convert: convert, Doctor: doctor}
-    flags = cli.parse_command("python -m gpt2_mlx", {settings.__name__.lower(): settings for settings in commands})
-    try:
-        commands[type(flags)](flags)
-    except BrokenPipeError:  # `| head`: nobody reads on
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(0) from None
+    prog = "python -m gpt2_mlx" if Path(sys.argv[0]).name == "__main__.py" else "gpt2-mlx"
+    word, *flags = sys.argv[1:] or ["--help"]
+    sys.argv = [f"{prog} {word}" if word in COMMANDS else prog, *flags]  # errors name what was typed
+    if word in COMMANDS:
+        cli.run(importlib.import_module(f".commands.{word}", __package__).main)
+    elif word in ("-h", "--help"):
+        print(f"usage: {prog} COMMAND [FLAGS]\n")
+        print("\n".join(f"  {name:<10} {about}" for name, about in COMMANDS.items()))
+        print(f"\n`{prog} COMMAND --help` shows a command's flags; `{prog} --version` the version.")
+    elif word == "--version":
+        print(__version__)
+    else:
+        cli.fail(f"the command is {word!r}; allowed: {', '.join(COMMANDS)}")
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    main()

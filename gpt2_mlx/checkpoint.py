@@ -10,7 +10,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
-from . import layout, tokenizer
+from . import cli, layout, tokenizer
 from .config import GPT2Config
 from .files import link, new_folder, remove_folder
 from .model import GPT2
@@ -125,7 +125,7 @@ def newest_run(folder: Path, file: str = "latest/config.json") -> Path:
     """
     runs = [run for run in folder.glob("*") if (run / file).is_file()]
     if not runs:
-        raise ValueError(f"there is no run under {folder}/: train one first with `python train.py`, or name one")
+        raise ValueError(f"there is no run under {folder}/: train one first with `{cli.command('train')}`, or name one")
     return max(runs, key=lambda run: (run / file).stat().st_mtime)
 
 

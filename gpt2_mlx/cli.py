@@ -2,10 +2,11 @@
 
 import contextlib
 import io
+import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,38 +22,41 @@ def parse(settings: type[Settings], default: Settings | None = None) -> Settings
 
     Exits with status 2 and one line on stderr for a flag or a value that is not allowed.
     """
-    with _one_line_on_stderr():
-        return tyro.cli(settings, default=default)
-
-
-def parse_command(prog: str, commands: dict[str, type]) -> object:
-    """The settings of the command that the command line names, an instance of one of `commands`. Exits as `parse`."""
-    with _one_line_on_stderr():
-        return tyro.extras.subcommand_cli_from_dict(commands, prog=prog)
-
-
-@contextlib.contextmanager
-def _one_line_on_stderr() -> Iterator[None]:
     messages = io.StringIO()
     try:
         with contextlib.redirect_stderr(messages):
-            yield
+            return tyro.cli(settings, default=default, prog=program())
     except SystemExit as stop:
         if stop.code:
             fail(_one_line(messages.getvalue()))
         raise
 
 
+def program() -> str:
+    """What was typed: "train.py", "gpt2-mlx train" or "python -m gpt2_mlx train"."""
+    return Path(sys.argv[0]).name
+
+
+def command(word: str) -> str:
+    """How to type another command: "python train.py" in a checkout, else "gpt2-mlx train"."""
+    if program().endswith(".py"):
+        return f"python {word}.py"
+    return f"{program().rpartition(' ')[0] or 'gpt2-mlx'} {word}"
+
+
 def run(main: Callable[[], None]) -> None:
     """Call `main`; a ValueError or a missing file ends the program with status 2 and one line.
 
-    Ctrl-C ends it with 130 and SIGTERM with 143, unless `main` has handlers of its own.
+    Ctrl-C ends it with 130, SIGTERM with 143 and a pipe that nobody reads with 141, unless `main` handles them itself.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         main()
     except KeyboardInterrupt:
         raise SystemExit(128 + signal.SIGINT) from None
+    except BrokenPipeError:  # `| head`: what is left to write goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(128 + 13) from None
     except ValueError as error:
         fail(str(error))
     except OSError as error:
@@ -60,7 +64,7 @@ def run(main: Callable[[], None]) -> None:
 
 
 def fail(message: str) -> None:
-    print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
+    print(f"{program()}: error: {message}", file=sys.stderr)
     raise SystemExit(MISTAKE)
 
 

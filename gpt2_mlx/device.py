@@ -13,8 +13,6 @@ import mlx.core as mx
 
 from . import blas
 
-_IS_SCALAR = sys.platform == "linux"  # there MLX's exp and tanh take an element at a time: 13 and 18 ns
-
 
 def select(name: str = "auto") -> str:
     """Make a device MLX's default and return its name, "gpu" or "cpu". Call it before anything is computed.
@@ -54,6 +52,11 @@ def on_gpu() -> bool:
     return mx.default_device().type == mx.DeviceType.gpu
 
 
+def is_scalar() -> bool:
+    """Whether MLX's elementwise kernels take an element at a time, as on Linux's CPU: 13 ns for exp, 18 ns for tanh."""
+    return sys.platform == "linux" and not on_gpu()
+
+
 def description() -> str:
     """The device in words, for a run's log: "Apple M3 Max, GPU" or "AMD EPYC, 2 CPU cores, OpenBLAS 0.3.34 (Zen)"."""
     name = mx.device_info().get("device_name", platform.machine())
@@ -80,11 +83,11 @@ def streams(batch_size: int) -> list[mx.Stream]:
 
 def n_streams(batch_size: int) -> int:
     """How many streams a batch is split over."""
-    most = 1 if on_gpu() else min(cpu_count(), batch_size)
-    return max(n for n in range(1, most + 1) if batch_size % n == 0)
+    largest = 1 if on_gpu() else min(cpu_count(), batch_size)
+    return max(n for n in range(1, largest + 1) if batch_size % n == 0)
 
 
-def shards(streams: list[mx.Stream], batch_size: int) -> list[tuple[mx.Stream, slice]]:
+def split(batch_size: int, streams: list[mx.Stream]) -> list[tuple[mx.Stream, slice]]:
     """Each stream and its rows of a batch."""
     n = batch_size // len(streams)
     return [(stream, slice(i * n, (i + 1) * n)) for i, stream in enumerate(streams)]
@@ -93,40 +96,6 @@ def shards(streams: list[mx.Stream], batch_size: int) -> list[tuple[mx.Stream, s
 def logits_rows(vocab_size: int) -> int:
     """How many tokens' logits to hold at a time: as many as fit 26 MB on a CPU's stream, 400 MB on a GPU."""
     return max(1, (400_000_000 if on_gpu() else 26_000_000) // (4 * vocab_size))
-
-
-def exp_of_negative(x: mx.array) -> mx.array:
-    """e^x for x <= 0 in float32, within 1e-5 of its value down to x = -20 and 2e-14 absolutely below x = -32.
-
-    Where MLX's own exp is slow: a polynomial for e^(x/32), squared five times. It is one fused kernel inside
-    `mx.compile` and takes a third of the time.
-    """
-    if on_gpu() or not _IS_SCALAR:
-        return mx.exp(x)
-    y = mx.maximum(x * (1 / 32), -1)
-    y2 = y * y
-    # Chebyshev interpolation of e^y on [-1, 0]; in this shape it is shallow enough for one kernel
-    low = (0.9999999842 + 0.9999984538 * y) + y2 * (0.4999750912 + 0.1665151670 * y)
-    p = low + (y2 * y2) * ((0.0412233177 + 0.0076543251 * y) + y2 * 0.0008490079)
-    for _ in range(5):
-        p = p * p
-    return p
-
-
-def tanh(x: mx.array) -> mx.array:
-    """The hyperbolic tangent, in float32 within 3e-7 of its value.
-
-    Where MLX's own is slow: a quotient of polynomials. Inside `mx.compile` it takes a tenth of the time.
-    """
-    if on_gpu() or not _IS_SCALAR:
-        return mx.tanh(x)
-    y = x.astype(mx.float32)
-    y2 = y * y
-    y4 = y2 * y2
-    # tanh(y) / y on [-9, 9], fitted for the least relative error, 2e-8; shallow enough for one kernel, as above
-    p = (0.999999979 + 0.133810251 * y2) + y4 * ((3.49558746e-3 + 2.06090715e-5 * y2) + y4 * 1.3354647e-8)
-    q = (1 + 0.467143407 * y2) + y4 * ((2.58769797e-2 + 3.28563372e-4 * y2) + y4 * 7.77655227e-7)
-    return mx.where(y > 9, 1, mx.where(y < -9, -1, y * p / q)).astype(x.dtype)
 
 
 def total_memory() -> int:

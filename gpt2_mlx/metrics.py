@@ -1,6 +1,6 @@
 """A run's metrics.jsonl: one JSON object a line, each with "event" and "step". The only owner of that format.
 
-Events: start resume train eval sample save skip test end; the contract of each is in the README.
+Events: start resume train eval sample save skip test end; docs/run-folder.md says what each holds.
 """
 
 import json
@@ -8,28 +8,14 @@ import math
 from itertools import takewhile
 from pathlib import Path
 
-from .files import new_file, sync
+from .files import new_file
 
 
-class MetricsLog:
-    """Appends events to a file, each whole line handed to the operating system before `write` returns."""
-
-    def __init__(self, path: Path):
-        self._path = path
-        self._file = path.open("a", encoding="utf-8")
-
-    def write(self, event: str, step: int, **fields) -> None:
-        """Append one event; a number that JSON cannot say (nan, inf) is written as null."""
-        fields = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in fields.items()}
-        self._file.write(json.dumps({"event": event, "step": step, **fields}, ensure_ascii=False) + "\n")
-        self._file.flush()
-
-    def sync(self) -> None:
-        """Have what was written survive a power cut."""
-        sync(self._path)
-
-    def close(self) -> None:
-        self._file.close()
+def write(log: Path, event: str, step: int, /, **fields) -> None:
+    """Append one event, a whole line; a number that JSON cannot say (nan, inf) is written as null."""
+    fields = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in fields.items()}
+    with log.open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"event": event, "step": step, **fields}, ensure_ascii=False) + "\n")
 
 
 def read(path: Path) -> list[dict]:

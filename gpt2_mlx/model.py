@@ -10,7 +10,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_map_with_path
 
-from . import device
+from . import elementwise
 from .config import GPT2Config
 
 LAYER_NORM_EPSILON = 1e-5
@@ -38,13 +38,13 @@ class CausalSelfAttention(nn.Module):
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)
         self.c_proj = nn.Linear(config.n_embd, config.n_embd)
 
-    def __call__(self, x: mx.array, key: mx.array | None = None, cache=None, layer: int = 0) -> mx.array:
+    def __call__(self, x: mx.array, key: mx.array | None = None, cache=None) -> mx.array:
         B, T, C = x.shape
         qkv = self.c_attn(x).reshape(B, T, 3, self.n_head, C // self.n_head)
         q, k, v = qkv.transpose(2, 0, 3, 1, 4)  # each (B, H, T, D)
         scale = 1 / math.sqrt(C // self.n_head)
         if cache is not None:
-            y = cache.attend(layer, q, k, v, scale)
+            y = cache.attend(q, k, v, scale)
         elif key is None or self.dropout == 0:
             y = mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask="causal")
         else:  # the fused kernel cannot drop probabilities
@@ -68,12 +68,12 @@ def _gelu_vjp(x: mx.array, cotangent: mx.array, _) -> mx.array:
 
 @mx.compile
 def _gelu(x: mx.array) -> mx.array:
-    return 0.5 * x * (1 + device.tanh(_GELU_SCALE * x * (1 + 0.044715 * x * x)))
+    return 0.5 * x * (1 + elementwise.tanh(_GELU_SCALE * x * (1 + 0.044715 * x * x)))
 
 
 @mx.compile
 def _gelu_gradient(x: mx.array, cotangent: mx.array) -> mx.array:
-    tanh = device.tanh(_GELU_SCALE * x * (1 + 0.044715 * x * x))
+    tanh = elementwise.tanh(_GELU_SCALE * x * (1 + 0.044715 * x * x))
     slope = _GELU_SCALE * (1 + 3 * 0.044715 * x * x)  # of what tanh is taken of
     return 0.5 * cotangent * (1 + tanh + x * (1 - tanh * tanh) * slope)
 
@@ -101,9 +101,9 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(config.n_embd, eps=LAYER_NORM_EPSILON)
         self.mlp = MLP(config)
 
-    def __call__(self, x: mx.array, key: mx.array | None = None, cache=None, layer: int = 0) -> mx.array:
+    def __call__(self, x: mx.array, key: mx.array | None = None, cache=None) -> mx.array:
         keys = (None, None, None) if key is None else mx.random.split(key, 3)
-        x = x + dropout(self.attn(self.ln_1(x), keys[0], cache, layer), self.dropout, keys[1])
+        x = x + dropout(self.attn(self.ln_1(x), keys[0], cache), self.dropout, keys[1])
         return x + dropout(self.mlp(self.ln_2(x)), self.dropout, keys[2])
 
 
@@ -208,12 +208,14 @@ class GPT2(nn.Module):
         T = tokens.shape[1]
         if cache is None and T > self.config.block_size:  # a cache knows its lengths and what is padding
             raise ValueError(f"{T} tokens do not fit: this model's block_size is {self.config.block_size}")
-        keys = [None] * (self.config.n_layer + 1) if key is None else mx.random.split(key, self.config.n_layer + 1)
+        n_layer = self.config.n_layer
+        keys = [None] * (n_layer + 1) if key is None else mx.random.split(key, n_layer + 1)
         positions = mx.arange(T) if cache is None else cache.positions  # (T,) or (B, T)
+        layers = [None] * n_layer if cache is None else cache.layers
         x = (self.wte(tokens) + self.wpe(positions)).astype(self.ln_f.weight.dtype)  # (B, T, C)
         x = dropout(x, self.config.dropout, keys[-1])
-        for layer, (block, block_key) in enumerate(zip(self.h, keys)):
-            run = partial(block, key=block_key, cache=cache, layer=layer)
+        for block, block_key, layer in zip(self.h, keys, layers):
+            run = partial(block, key=block_key, cache=layer)
             x = nn.utils.checkpoint(block, run)(x) if recompute else run(x)
         return self.ln_f(x)
 

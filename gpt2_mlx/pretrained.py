@@ -1,10 +1,13 @@
-"""Finding weights: a run or a folder of this machine, or a model on the Hugging Face hub, fetched once."""
+"""Finding and loading a model: a run or a folder of this machine, or one on the Hugging Face hub, fetched once."""
 
 import json
 import re
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from . import checkpoint, tokenizer
+from . import checkpoint, device, tokenizer
+from .model import GPT2
 
 OPENAI = {name: f"openai-community/{name}" for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")}
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
@@ -12,6 +15,23 @@ _OTHER_TOKENIZERS = ("vocab.txt", "*.model")
 # Of all that a model's page holds: no pickles, and no copies of the weights for other programs.
 _WEIGHTS = ("model.safetensors", "model-*.safetensors", "model.safetensors.index.json")
 _FILES = ["config.json", *_WEIGHTS, "vocab.json", "tokenizer.json", *_OTHER_TOKENIZERS]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadConfig:
+    """How a model is loaded that is not to be trained."""
+
+    device: Literal["auto", "gpu", "cpu"] = "auto"
+    """Where to compute; auto takes the GPU where there is one."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Type of weights, cache and computation; losses and log-probabilities are float32 always."""
+    quantize: Literal[8, 4] | None = None
+    """Round the matrices to 8 or 4 bits a weight: less memory, some loss of quality. Slower on Linux CPUs."""
+
+    def load(self, source: str | Path) -> GPT2:
+        """The model of a `find` source, on the device. Raises ValueError as `find` and `checkpoint.load` do."""
+        device.select(self.device)
+        return checkpoint.load(find(source), self.dtype, self.quantize)
 
 
 def find(source: str | Path) -> Path:

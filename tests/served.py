@@ -1,6 +1,7 @@
 """A run to serve, and serve.py serving it."""
 
 import contextlib
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -8,9 +9,8 @@ from pathlib import Path
 import httpx
 from patience import PATIENCE, eventually
 
-from gpt2_mlx import checkpoint
+from gpt2_mlx import checkpoint, metrics
 from gpt2_mlx.config import GPT2Config
-from gpt2_mlx.metrics import MetricsLog
 from gpt2_mlx.model import GPT2
 
 ROOT = Path(__file__).parents[1]
@@ -32,14 +32,13 @@ def make_run(run: Path) -> Path:
     """A run of 8 steps that has come to step 4, with two checkpoints; the second is the best."""
     add_checkpoint(run, 2)
     add_checkpoint(run, 4, "latest", "best")
-    log = MetricsLog(run / "metrics.jsonl")
+    log = functools.partial(metrics.write, run / "metrics.jsonl")
     config = {"batch_size": 2, "grad_accum_steps": 1, "block_size": 64, "max_steps": 8}
-    log.write("start", 0, config=config, text={"name": "verse"}, n_params=CONFIG.n_params)
+    log("start", 0, config=config, text={"name": "verse"}, n_params=CONFIG.n_params)
     for step in range(1, 5):
-        log.write("train", step, loss=11 - step / 4, elapsed_s=float(step))
+        log("train", step, loss=11 - step / 4, elapsed_s=float(step))
         if step % 2 == 0:
-            log.write("eval", step, val_loss=11 - step / 8)
-    log.close()
+            log("eval", step, val_loss=11 - step / 8)
     return run
 
 

@@ -13,7 +13,8 @@ from fake_engine import POISON, FakeEngine
 from patience import PATIENCE, eventually
 from served import http
 
-from gpt2_mlx.serving import app, schemas
+from gpt2_mlx.serving import app
+from gpt2_mlx.serving.limits import MAX_BODY
 from gpt2_mlx.serving.telemetry import JsonFormatter
 
 # Errors
@@ -37,7 +38,7 @@ def test_what_is_no_request_is_refused_and_changes_nothing(client, path):
         "POST", path, content=body, headers={"content-type": "application/x-www-form-urlencoded"}
     ).is_success
     assert client.request("POST", path, content=body).is_success
-    check_error(client.post(path, {name: "a" * schemas.MAX_BODY}), 413)
+    check_error(client.post(path, {name: "a" * MAX_BODY}), 413)
     check_error(client.get(path), 405)
     assert client.post(path, {name: "a"}, headers={"content-type": "application/json; charset=utf-8"}).is_success
 

@@ -8,9 +8,9 @@ import pytest
 from fake_engine import POISON, SCRIPT, FakeEngine
 from patience import PATIENCE, eventually
 
-from gpt2_mlx.generation.scheduler import SamplingParams
+from gpt2_mlx.generation.params import SamplingParams
 from gpt2_mlx.serving.async_engine import AsyncEngine
-from gpt2_mlx.serving.stream import QueueFull, Refused, StepFailed, Unavailable
+from gpt2_mlx.serving.submission import QueueFull, Refused, StepFailed, Unavailable
 
 
 def job(max_tokens: int = 5, seed: int = 0, prompt: tuple[int, ...] = (1, 2)):

@@ -3,13 +3,14 @@
 import importlib
 import json
 import math
+import sys
 
 import mlx.core as mx
 import mlx.nn as nn
 import pytest
 
-from gpt2_mlx import GPT2, GPT2Config, cli, device, kv_cache, model
-from gpt2_mlx.commands.doctor import Doctor, doctor
+from gpt2_mlx import GPT2, GPT2Config, cli, device, elementwise, kv_cache, model
+from gpt2_mlx.commands import doctor
 from gpt2_mlx.config import PRESETS
 from gpt2_mlx.doctor import checks, chips, examination, speed
 from gpt2_mlx.doctor.finding import Finding, difference, within
@@ -32,7 +33,7 @@ def compile_that_scales_gradients(function, **kwargs):
         gradients["wpe"]["weight"] = gradients["wpe"]["weight"] * 1.01
         return loss, count, gradients
 
-    return wrong if function.__name__ == "_gradients" else compiled
+    return wrong if function.__name__ == "gradients" else compiled
 
 
 def compile_that_remembers_its_key(function, **kwargs):
@@ -42,7 +43,7 @@ def compile_that_remembers_its_key(function, **kwargs):
         first.append(key)
         return compiled(tokens, targets, first[0], *more)
 
-    return wrong if function.__name__ == "_gradients" else compiled
+    return wrong if function.__name__ == "gradients" else compiled
 
 
 class ViewWithoutPositions(kv_cache.CacheView):
@@ -70,7 +71,7 @@ BUGS = {
     "compiled_step": lambda patch: patch.setattr(mx, "compile", compile_that_scales_gradients),
     "compiled_dropout": lambda patch: patch.setattr(mx, "compile", compile_that_remembers_its_key),
     "attention": lambda patch: patch.setattr(mx.fast, "scaled_dot_product_attention", not_causal),
-    "loss": lambda patch: patch.setattr(device, "exp_of_negative", lambda x: mx.exp(x * 1.001)),
+    "loss": lambda patch: patch.setattr(elementwise, "exp_of_negative", lambda x: mx.exp(x * 1.001)),
     "resume": lambda patch: patch.setattr(optim, "set_state", lambda optimizer, state: None),
     "cached": lambda patch: patch.setattr(kv_cache, "CacheView", ViewWithoutPositions),
     "batched": lambda patch: patch.setattr(engine, "uniform", draws_that_follow_the_crowd()),
@@ -178,11 +179,12 @@ def interrupted(folder):
     raise KeyboardInterrupt
 
 
-def report(monkeypatch, capsys, found: dict, **flags):
+def report(monkeypatch, capsys, found: dict, *flags: str):
     """Exit status, stdout and stderr of the command with other checks."""
     monkeypatch.setattr(examination, "CHECKS", found)
+    monkeypatch.setattr(sys, "argv", ["doctor", "--device", "cpu", *flags])
     with pytest.raises(SystemExit) as stop:
-        cli.run(lambda: doctor(Doctor(**flags, device="cpu")))
+        cli.run(doctor.main)
     return stop.value.code, *capsys.readouterr()
 
 
@@ -198,7 +200,7 @@ def test_a_check_that_raises_is_a_line_that_is_not_ok(monkeypatch, capsys):
 
 def test_the_report_is_json_that_says_what_machine_it_is(monkeypatch, capsys):
     found = {"kernels": raises, "nan": lambda folder: Finding(False, "nan", {"error": math.nan, "share": None})}
-    status, out, err = report(monkeypatch, capsys, found, json=True)
+    status, out, err = report(monkeypatch, capsys, found, "--json")
     content = json.loads(out, parse_constant=lambda name: pytest.fail(name))
     assert status == 1 and content["ok"] is False
     assert set(content["machine"]) == {"device", "system", "cpu_cores", "memory_gb", "blas", "compiler"}
@@ -209,7 +211,7 @@ def test_the_report_is_json_that_says_what_machine_it_is(monkeypatch, capsys):
 
 
 def test_control_c_ends_quietly_and_leaves_no_folder(monkeypatch, capsys):
-    status, out, err = report(monkeypatch, capsys, {"long": interrupted}, json=True)
+    status, out, err = report(monkeypatch, capsys, {"long": interrupted}, "--json")
     assert (status, out) == (130, "")
     assert "Traceback" not in err
     assert not interrupted.folder.exists()

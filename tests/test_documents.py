@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gpt2_mlx import tokenizer
-from gpt2_mlx.training import documents
+from gpt2_mlx.corpus import documents
 
 ENCODING = tokenizer.load()
 # What GPT-2's pattern tells apart: letters, digits, the rest, contractions, spaces; few, so that runs of them come up.
@@ -41,7 +41,7 @@ def test_no_cut_changes_a_token(text):
 @given(st.lists(TEXT, max_size=5), st.integers(1, 20))
 def test_the_pieces_of_a_document_give_its_tokens(blocks, size):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(documents, "PIECE", size)
+        patch.setattr(documents, "PIECE_CHARS", size)
         pieces = list(documents.cut(blocks))
     assert "".join(pieces) == "".join(blocks)
     apart = [id for piece in pieces for id in ENCODING.encode_ordinary(piece)]
@@ -49,7 +49,7 @@ def test_the_pieces_of_a_document_give_its_tokens(blocks, size):
 
 
 def test_pieces_are_of_about_the_size(monkeypatch):
-    monkeypatch.setattr(documents, "PIECE", 100)
+    monkeypatch.setattr(documents, "PIECE_CHARS", 100)
     pieces = list(documents.pieces(io.BytesIO(b"seven letters and six spaces here " * 100), "a.txt"))
     assert len(pieces) > 15
     assert [begins for begins, _ in pieces] == [True] + [False] * (len(pieces) - 1)
@@ -58,7 +58,7 @@ def test_pieces_are_of_about_the_size(monkeypatch):
 
 @pytest.mark.parametrize("size", [1, 3, 1000])
 def test_a_file_of_text_is_one_document_whatever_the_block(monkeypatch, size):
-    monkeypatch.setattr(documents, "PIECE", size)
+    monkeypatch.setattr(documents, "PIECE_CHARS", size)
     text = "naïve \N{GRINNING FACE}\r\n 中文 \n"
     for name, content in (
         ("a.txt", text.encode()),
@@ -71,7 +71,7 @@ def test_a_file_of_text_is_one_document_whatever_the_block(monkeypatch, size):
 
 @pytest.mark.parametrize("size", [3, 1000])
 def test_a_line_of_json_is_a_document(monkeypatch, size):
-    monkeypatch.setattr(documents, "PIECE", size)
+    monkeypatch.setattr(documents, "PIECE_CHARS", size)
     texts = ["one\ntwo three four", "", "naïve \N{GRINNING FACE}"]
     lines = "\n".join(json.dumps({"id": i, "text": text}) for i, text in enumerate(texts)) + "\n\n"
     assert read("a.jsonl", lines.encode()) == texts
@@ -127,6 +127,6 @@ def test_parquet_without_pyarrow_says_what_to_install(monkeypatch):
 )
 @pytest.mark.parametrize("size", [3, 1000])
 def test_a_file_that_is_not_what_its_name_says_is_told(monkeypatch, size, name, content, message):
-    monkeypatch.setattr(documents, "PIECE", size)
+    monkeypatch.setattr(documents, "PIECE_CHARS", size)
     with pytest.raises(ValueError, match=re.escape(message)):
         read(name, content)

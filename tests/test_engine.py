@@ -7,9 +7,9 @@ from mlx.utils import tree_map
 
 from gpt2_mlx import device, tokenizer
 from gpt2_mlx.config import GPT2Config
-from gpt2_mlx.generation.engine import Engine, _equal_row_counts
-from gpt2_mlx.generation.scheduler import SamplingParams
-from gpt2_mlx.kv_cache import slots_that_fit
+from gpt2_mlx.generation.capacity import equal_row_counts, slots_that_fit
+from gpt2_mlx.generation.engine import Engine
+from gpt2_mlx.generation.params import SamplingParams
 from gpt2_mlx.model import GPT2
 
 CONFIG = GPT2Config(block_size=300, vocab_size=97, n_layer=2, n_head=2, n_embd=32)
@@ -112,7 +112,7 @@ def test_every_slot_gives_the_same_text(model):
 @pytest.mark.parametrize("width", [32, 64, 256])
 def test_rows_decoded_together_have_the_same_bits(width):
     model = GPT2(GPT2Config(n_layer=1, n_head=2, n_embd=width))
-    counts = _equal_row_counts(model)
+    counts = equal_row_counts(model)
     row = mx.random.normal((1, width), key=mx.random.key(1))  # not the one it tried with
     for layer in (model.h[0].attn.c_attn, model.h[0].mlp.c_fc, model.wte.as_linear):
         results = [np.array(layer(mx.repeat(row, n, axis=0))) for n in counts]
@@ -203,14 +203,13 @@ def test_cancelling_frees_the_slot_and_touches_no_other(model):
     assert not outputs.get(queued)
 
 
-def test_a_step_that_raises_fails_its_sequences_and_no_others(model):
+def test_a_step_that_raises_fails_its_sequences_and_no_others(model, monkeypatch):
     engine = Engine(model, 1)
     first, second = (engine.add([1, 2], SamplingParams(max_tokens=3, seed=4)) for _ in range(2))
-    head, engine._head = engine._head, lambda hidden: 1 / 0
-    with pytest.raises(ZeroDivisionError):
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(type(model.wte), "as_linear", lambda *_: 1 / 0)
         engine.step()
     assert engine.fail_step() == [first]
-    engine._head = head
     assert tokens_of(run(engine, second)[second]) == alone(model, [1, 2], SamplingParams(max_tokens=3, seed=4))
 
 

@@ -10,10 +10,10 @@ from mlx.utils import tree_map
 
 from gpt2_mlx.config import GPT2Config
 from gpt2_mlx.generation.engine import Engine
-from gpt2_mlx.generation.scheduler import SamplingParams
+from gpt2_mlx.generation.params import SamplingParams
 from gpt2_mlx.model import GPT2
 from gpt2_mlx.serving.engines import MAX_ENGINES, Engines
-from gpt2_mlx.serving.stream import QueueFull
+from gpt2_mlx.serving.submission import QueueFull
 
 CONFIG = GPT2Config(block_size=40, vocab_size=97, n_layer=1, n_head=2, n_embd=16)
 OLD, NEW = Path("run/step-00000001"), Path("run/step-00000002")
@@ -31,8 +31,19 @@ def load(folder: Path) -> Engine:
 
 
 @pytest.fixture
-def engines() -> Engines:
-    return Engines(load, OLD)
+def made() -> dict[Path, weakref.ref]:
+    """The engines that were made, by checkpoint, held by nobody here."""
+    return {}
+
+
+@pytest.fixture
+def engines(made) -> Engines:
+    def load_and_note(folder: Path) -> Engine:
+        engine = load(folder)
+        made[folder] = weakref.ref(engine)
+        return engine
+
+    return Engines(load_and_note, OLD)
 
 
 def finish(engines: Engines) -> dict[int, list[int]]:
@@ -55,13 +66,12 @@ def iter_outputs(engine: Engine):
         yield from engine.step()
 
 
-def test_a_swap_leaves_what_was_begun_to_the_old_checkpoint(engines):
+def test_a_swap_leaves_what_was_begun_to_the_old_checkpoint(engines, made):
     before = [engines.add(PROMPT, PARAMS, engines.checkpoint) for _ in range(5)]  # two of them wait for a slot
     texts = {}
     for _ in range(4):
         for output in engines.step():
             texts.setdefault(output.id, []).extend(token.id for token in output.tokens)
-    old = weakref.ref(engines._engines[OLD])
     engines.swap(NEW)
     assert engines.checkpoint == NEW and engines.n_running + engines.n_waiting == 5
     after = engines.add(PROMPT, PARAMS, engines.checkpoint)
@@ -70,17 +80,17 @@ def test_a_swap_leaves_what_was_begun_to_the_old_checkpoint(engines):
     assert alone(OLD) != alone(NEW)
     assert texts == {id: alone(OLD) for id in before} | {after: alone(NEW)}
     gc.collect()
-    assert old() is None, "the old model's memory is still held"
+    assert made[OLD]() is None, "the old model's memory is still held"
 
 
 def test_a_checkpoint_that_a_request_names_answers_it_and_is_let_go(engines):
     named, plain = engines.add(PROMPT, PARAMS, NEW), engines.add(PROMPT, PARAMS, OLD)
     assert engines.n_running + engines.n_waiting == 2
     assert finish(engines) == {named: alone(NEW), plain: alone(OLD)}
-    assert engines.checkpoint == OLD and list(engines._engines) == [OLD]
+    assert engines.checkpoint == OLD and engines.loaded == (OLD,)
     cancelled = engines.add(PROMPT, PARAMS, NEW)
     engines.cancel(cancelled)
-    assert not engines.has_work and list(engines._engines) == [OLD]
+    assert not engines.has_work and engines.loaded == (OLD,)
 
 
 def test_engines_take_turns(engines):
@@ -106,15 +116,15 @@ def test_a_checkpoint_that_cannot_be_loaded_changes_nothing(engines):
     assert engines.checkpoint == OLD and finish(engines) == {id: alone(OLD)}
 
 
-def test_a_failed_step_ends_the_sequences_of_its_engine_alone(engines):
+def test_a_failed_step_ends_the_sequences_of_its_engine_alone(engines, made):
     first, second = engines.add(PROMPT, PARAMS, OLD), engines.add(PROMPT, PARAMS, NEW)
     engines.step()
     engines.step()
-    engines._engines[NEW].model = None  # its next step raises
+    made[NEW]().model = None  # its next step raises
     for _ in range(2):
         try:
             engines.step()
         except AttributeError:
             assert engines.fail_step() == [second]
-    assert list(engines._engines) == [OLD]
+    assert engines.loaded == (OLD,)
     assert first in finish(engines)

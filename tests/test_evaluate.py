@@ -1,4 +1,4 @@
-"""python -m gpt2_mlx evaluate."""
+"""gpt2-mlx evaluate."""
 
 import json
 import subprocess
@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gpt2_mlx import GPT2, GPT2Config, checkpoint, tokenizer
-from gpt2_mlx.commands.evaluate import Evaluate, evaluate
-from gpt2_mlx.training import data, evaluation, hellaswag
+from gpt2_mlx import GPT2, GPT2Config, checkpoint, folders, tokenizer
+from gpt2_mlx.commands.evaluate import Evaluate, score
+from gpt2_mlx.training import evaluation, hellaswag
 
 ROOT = Path(__file__).parents[1]
 VERSE = "Shall I compare thee to a summer's day?\nThou art more lovely and more temperate.\n" * 8
@@ -31,64 +31,61 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(data.TokenDataset.open, "__defaults__", (tmp_path / "cache",))
+    monkeypatch.setattr(folders, "data", lambda: tmp_path)
 
 
-def told(capsys, folder: Path, **flags) -> dict:
-    evaluate(Evaluate(str(folder / "model"), **flags, json=True, device="cpu"))
-    return json.loads(capsys.readouterr().out)
+def told(folder: Path, **flags) -> dict:
+    return score(Evaluate(checkpoint=str(folder / "model"), **flags, device="cpu"))
 
 
 @pytest.mark.parametrize(("split", "first", "last"), [("all", 0, 10), ("test", 9, 10), ("val", 8, 9)])
-def test_scores_the_part_of_the_text_that_is_asked_for(folder, capsys, split, first, last):
+def test_scores_the_part_of_the_text_that_is_asked_for(folder, split, first, last):
     encoding = tokenizer.load()
     tokens = np.array(encoding.encode_ordinary(VERSE))
     part = tokens[len(tokens) * first // 10 : len(tokens) * last // 10]
     expected = evaluation.score_text(checkpoint.load(folder / "model"), encoding, part, 16)
-    found = told(capsys, folder, data=str(folder / "verse.txt"), split=split, stride=16)["text"]
+    found = told(folder, data=str(folder / "verse.txt"), split=split, stride=16)["text"]
     assert found["loss"] == pytest.approx(expected.loss, rel=1e-6)
     assert (found["tokens"], found["bytes"]) == (expected.tokens, expected.bytes)
     assert (found["name"], found["split"], found["block_size"], found["stride"]) == ("verse", split, 32, 16)
     assert found["bits_per_byte"] == pytest.approx(expected.bits_per_byte, rel=1e-6)
 
 
-def test_half_precision_costs_a_little(folder, capsys):
-    full, half = (told(capsys, folder, data=str(folder / "verse.txt"), dtype=d) for d in ("float32", "bfloat16"))
+def test_half_precision_costs_a_little(folder):
+    full, half = (told(folder, data=str(folder / "verse.txt"), dtype=d) for d in ("float32", "bfloat16"))
     assert half["dtype"] == "bfloat16"
     assert full["text"]["loss"] != half["text"]["loss"]
     assert full["text"]["loss"] == pytest.approx(half["text"]["loss"], rel=1e-2)
 
 
-def test_a_quantised_model_is_told_with_its_bits(folder, capsys, tmp_path):
+def test_a_quantised_model_is_told_with_its_bits(folder, tmp_path):
     verse = str(folder / "verse.txt")
-    asked = told(capsys, folder, data=verse, quantize=4)
+    asked = told(folder, data=verse, quantize=4)
     checkpoint.save(tmp_path / "model", checkpoint.load(folder / "model", quantize=4))
-    stored = told(capsys, tmp_path, data=verse)
+    stored = told(tmp_path, data=verse)
     assert asked["bits"] == stored["bits"] == 4
     assert asked["text"]["loss"] == pytest.approx(stored["text"]["loss"], rel=1e-6)
-    plain = told(capsys, folder, data=verse)
+    plain = told(folder, data=verse)
     assert plain["bits"] is None
     assert plain["text"]["loss"] != pytest.approx(asked["text"]["loss"], rel=1e-6)
 
 
-def test_hellaswag_alone_and_with_a_text(folder, capsys):
+def test_hellaswag_alone_and_with_a_text(folder):
     path, verse = folder / "val.jsonl", str(folder / "verse.txt")
-    found = told(capsys, folder, hellaswag=path)
+    found = told(folder, hellaswag=path)
     score = hellaswag.score(checkpoint.load(folder / "model"), tokenizer.load(), hellaswag.read(path))
     assert "text" not in found
     assert found["hellaswag"]["items"] == 2
     assert (found["hellaswag"]["acc"], found["hellaswag"]["acc_norm"]) == (score.acc, score.acc_norm)
-    assert {"text", "hellaswag"} < set(told(capsys, folder, data=verse, hellaswag=path))
+    assert {"text", "hellaswag"} < set(told(folder, data=verse, hellaswag=path))
 
 
-def test_a_loss_that_is_no_number_is_told_as_such(folder, capsys, tmp_path):
+def test_a_loss_that_is_no_number_is_told_as_such(folder, tmp_path):
     model = checkpoint.load(folder / "model")
     model.ln_f.weight = model.ln_f.weight * 1e38  # its logits are more than a float holds
     checkpoint.save(tmp_path / "model", model)
-    flags = {"data": str(folder / "verse.txt"), "device": "cpu"}
-    evaluate(Evaluate(str(tmp_path / "model"), **flags))
-    assert "loss:          not finite" in capsys.readouterr().out
-    assert told(capsys, tmp_path, data=flags["data"])["text"]["loss"] is None
+    assert "loss:          not finite" in run(tmp_path / "model", "--data", folder / "verse.txt").stdout
+    assert told(tmp_path, data=str(folder / "verse.txt"))["text"]["loss"] is None
 
 
 def run(*words: object) -> subprocess.CompletedProcess:

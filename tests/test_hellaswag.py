@@ -60,9 +60,7 @@ def test_what_is_too_long_loses_its_oldest_tokens(model):
     short = [Item("tastes the soup and then", ITEMS[2].endings, 0)]
     n = model.config.block_size - len(ENCODING.encode_ordinary(short[0].context)) + 1
     filler = ENCODING.decode(ENCODING.encode_ordinary(" word" * (3 * n)))
-    rows = hellaswag._rows(
-        ENCODING, Item(filler + " " + short[0].context, short[0].endings, 0), model.config.block_size
-    )
+    rows = hellaswag.rows(ENCODING, Item(filler + " " + short[0].context, short[0].endings, 0), model.config.block_size)
     for (tokens, targets), ending in zip(rows, short[0].endings):
         assert len(tokens) == len(targets) == model.config.block_size
         expected = ENCODING.encode_ordinary(" " + ending)

@@ -9,23 +9,24 @@ from gpt2_mlx.model import GPT2
 CONFIG = GPT2Config(block_size=200, vocab_size=61, n_layer=2, n_head=2, n_embd=12)
 
 
-def read(model: GPT2, cache: KVCache, slot: int, tokens: list[int]) -> np.ndarray:
-    return np.array(model.hidden(mx.array([tokens]), cache=cache.extend([slot], [len(tokens)], len(tokens)))[0])
+def read(model: GPT2, cache: KVCache, slot: int, tokens: list[int], start: int) -> np.ndarray:
+    view = cache.extend([slot], [start], [len(tokens)], len(tokens))
+    return np.array(model.hidden(mx.array([tokens]), cache=view)[0])
 
 
 def test_there_is_room_for_what_was_needed_and_no_more():
     cache = KVCache(CONFIG, n_slots=6)
     assert cache.keys[0].shape == (1, 2, BUCKET, 6)
-    cache.extend([0], [BUCKET - 1], BUCKET - 1)
+    cache.extend([0], [0], [BUCKET - 1], BUCKET - 1)
     assert cache.keys[0].shape == (1, 2, BUCKET, 6)
-    cache.extend([2], [1], 1)
+    cache.extend([2], [0], [1], 1)
     assert cache.keys[0].shape == (4, 2, BUCKET, 6)
-    cache.extend([0], [1], 1)  # a place is kept for padding
+    cache.extend([0], [BUCKET - 1], [1], 1)  # a place is kept for padding
     assert cache.keys[0].shape == (4, 2, 2 * BUCKET, 6)
-    cache.extend([5], [200], 200)
+    cache.extend([5], [0], [200], 200)
     assert cache.keys[0].shape == cache.values[1].shape == (6, 2, 256, 6)  # no more than slots, whole buckets
     with pytest.raises(ValueError, match="201 tokens do not fit: this model's block_size is 200"):
-        cache.extend([5], [1], 1)
+        cache.extend([5], [200], [1], 1)
 
 
 def test_growing_loses_nothing():
@@ -33,9 +34,9 @@ def test_growing_loses_nothing():
     tokens = np.random.RandomState(0).randint(0, 61, 200).tolist()
     expected = np.array(model.hidden(mx.array([tokens]))[0])  # (T, C)
     for start, end in ((0, 50), (50, 63), (63, 64), (64, 150)):
-        assert np.abs(read(model, cache, 0, tokens[start:end]) - expected[start:end]).max() < 1e-4
-    read(model, cache, 2, tokens[:7])  # more slots
+        assert np.abs(read(model, cache, 0, tokens[start:end], start) - expected[start:end]).max() < 1e-4
+    read(model, cache, 2, tokens[:7], 0)  # more slots
     cache.copy(0, 1, 100)
-    assert np.abs(read(model, cache, 1, tokens[100:]) - expected[100:]).max() < 1e-4  # more tokens
-    assert np.abs(read(model, cache, 0, tokens[150:]) - expected[150:]).max() < 1e-4
-    assert np.abs(read(model, cache, 2, tokens[7:9]) - expected[7:9]).max() < 1e-4
+    assert np.abs(read(model, cache, 1, tokens[100:], 100) - expected[100:]).max() < 1e-4  # more tokens
+    assert np.abs(read(model, cache, 0, tokens[150:], 150) - expected[150:]).max() < 1e-4
+    assert np.abs(read(model, cache, 2, tokens[7:9], 7) - expected[7:9]).max() < 1e-4

@@ -100,4 +100,4 @@ def test_a_mistake_is_one_line(folder, words, message):
 def test_without_a_run_it_says_what_to_do(tmp_path):
     done = run("generate", "a", cwd=tmp_path)
     assert done.returncode == 2
-    assert "train one first with `python train.py`" in done.stderr
+    assert "train one first with `python -m gpt2_mlx train`" in done.stderr

@@ -1,3 +1,4 @@
+import functools
 import json
 import math
 
@@ -7,10 +8,9 @@ from gpt2_mlx import metrics
 
 
 def logged(path, *events):
-    log = metrics.MetricsLog(path)
+    log = functools.partial(metrics.write, path)
     for event, step, fields in events:
-        log.write(event, step, **fields)
-    log.close()
+        log(event, step, **fields)
 
 
 def test_what_is_written_is_read(tmp_path):

@@ -10,9 +10,9 @@ from fake_engine import FakeEngine
 from patience import PATIENCE, eventually
 from served import make_run
 
-from gpt2_mlx.serving import answers, app, docs, openapi, pages, schemas
+from gpt2_mlx.serving import answers, app, docs, limits, openapi, pages, schemas
 from gpt2_mlx.serving.completions import Service
-from gpt2_mlx.serving.run import Run
+from gpt2_mlx.serving.served_run import ServedRun
 
 DOCUMENT = openapi.document()
 
@@ -32,7 +32,7 @@ def client(tmp_path):
     run = make_run(tmp_path / "verse")
     client = Client(BriefEngine(n_slots=64))
     client.app = app.build(
-        Service(client.engine, client.app.state.service.encoding, client.telemetry, Run(run, "mine")),
+        Service(client.engine, client.app.state.service.encoding, client.telemetry, ServedRun(run, "mine")),
         pages=pages.routes(),
     )
     yield client
@@ -52,7 +52,7 @@ def test_every_field_has_its_limits_default_and_reason(model):
     for name, field in fields.items():
         assert field.get("description") or not model.model_fields[name].is_required(), name
     temperature = fields["temperature"]["anyOf"][0]
-    assert (temperature["minimum"], temperature["maximum"]) == (0, schemas.MAX_TEMPERATURE)
+    assert (temperature["minimum"], temperature["maximum"]) == (0, limits.MAX_TEMPERATURE)
     assert fields["max_tokens"]["default"] == model.model_fields["max_tokens"].default
 
 

@@ -1,21 +1,21 @@
+import functools
+
 import pytest
 
-from gpt2_mlx import plot
-from gpt2_mlx.metrics import MetricsLog
+from gpt2_mlx import metrics, plot
 
 
 def run(folder, name="run", with_test=True):
     path = folder / name
     path.mkdir()
-    log = MetricsLog(path / "metrics.jsonl")
-    log.write("start", 0, config={"batch_size": 2, "grad_accum_steps": 3, "block_size": 5})
+    log = functools.partial(metrics.write, path / "metrics.jsonl")
+    log("start", 0, config={"batch_size": 2, "grad_accum_steps": 3, "block_size": 5})
     for step in range(1, 5):
-        log.write("train", step, loss=5 - step / 2, elapsed_s=60.0 * step)
-    log.write("eval", 2, val_loss=4.25)
-    log.write("eval", 4, val_loss=4.5)
+        log("train", step, loss=5 - step / 2, elapsed_s=60.0 * step)
+    log("eval", 2, val_loss=4.25)
+    log("eval", 4, val_loss=4.5)
     if with_test:
-        log.write("test", 2, loss=4.75, perplexity=1.0)
-    log.close()
+        log("test", 2, loss=4.75, perplexity=1.0)
     return path
 
 

@@ -136,6 +136,6 @@ def test_a_process_alone_is_a_group_of_one():
     assert ranks.share(tree)["b"][0].item() == 2
     assert ranks.ask_first(lambda: {"step": 3, "best": None, "é": [0.1]}) == {"step": 3, "best": None, "é": [0.1]}
     assert [ranks.agree(reason) for reason in (None, "SIGTERM")] == [None, "SIGTERM"]
-    assert (ranks.in_turn(lambda: 5), ranks.most(5)) == (5, 5)
+    assert (ranks.in_turn(lambda: 5), ranks.largest(5)) == (5, 5)
     with pytest.raises(RuntimeError, match="another fault"), ranks.together():
         raise RuntimeError("another fault")

@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gpt2_mlx.generation.params import SamplingParams
 from gpt2_mlx.generation.sampling import FEW, MANY, penalised, sample, uniform
-from gpt2_mlx.generation.scheduler import SamplingParams, Sequence
+from gpt2_mlx.generation.scheduler import Sequence
 
 P = np.array([0.1, 0.4, 0.2, 0.3])
 LOGITS = mx.log(mx.array(P.astype(np.float32)))

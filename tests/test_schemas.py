@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from gpt2_mlx.serving import schemas
+from gpt2_mlx.serving import limits, schemas
 from gpt2_mlx.serving.errors import ApiError
 from gpt2_mlx.serving.schemas import CompletionRequest, SentenceRequest
 
@@ -19,13 +19,13 @@ def completion(**fields) -> CompletionRequest:
 
 
 SHARED_MISTAKES = [
-    ("max_tokens", [-1, "5", 5.0, True, 10**30, [], schemas.MAX_TOKENS + 1]),
+    ("max_tokens", [-1, "5", 5.0, True, 10**30, [], limits.MAX_TOKENS + 1]),
     ("temperature", [-0.1, 2.1, "1", float("nan"), float("inf"), True]),
     ("top_p", [-0.1, 1.1, "1"]),
     ("top_k", [-1, 1.5, 2**31]),
     ("min_p", [-0.1, 1.1]),
     ("repetition_penalty", [0, -1, 101]),
-    ("n", [0, -1, schemas.MAX_N + 1, 1.0, "1"]),
+    ("n", [0, -1, limits.MAX_N + 1, 1.0, "1"]),
     ("seed", [-1, 2**63, 0.5, "1"]),
     ("stop", [5, [5], "", [""], ["a"] * 5, "x" * 257, {}]),
     ("stream", ["true", 1, 0]),
@@ -34,14 +34,14 @@ SHARED_MISTAKES = [
     ("", [1]),
 ]
 SENTENCE_MISTAKES = [
-    ("text", [None, 5, ["a"], "x" * (schemas.MAX_PROMPT_CHARS + 1)]),
+    ("text", [None, 5, ["a"], "x" * (limits.MAX_PROMPT_CHARS + 1)]),
     ("whole_sentence", ["yes", 1]),
     ("prompt", ["a"]),
     ("echo", [True]),
 ]
 COMPLETION_MISTAKES = [
     ("prompt", [None, 5, [], [[]], [[1], []], ["a", 1], [1, True], [1.0], [-1], [50257], [[50257]], ["a"] * 65]),
-    ("prompt", ["x" * (schemas.MAX_PROMPT_CHARS + 1)]),
+    ("prompt", ["x" * (limits.MAX_PROMPT_CHARS + 1)]),
     ("text", ["a"]),
     ("echo", ["true", 1]),
     ("suffix", ["x", ""]),
@@ -154,7 +154,7 @@ def test_every_kind_of_prompt(prompt):
 
 
 def test_the_limits_themselves_are_allowed():
-    at_most = {"max_tokens": schemas.MAX_TOKENS, "temperature": 2, "top_k": schemas.MAX_TOP_K, "top_p": 1, "min_p": 1}
+    at_most = {"max_tokens": limits.MAX_TOKENS, "temperature": 2, "top_k": limits.MAX_TOP_K, "top_p": 1, "min_p": 1}
     at_most |= {"repetition_penalty": 100, "presence_penalty": 2, "frequency_penalty": 2, "logprobs": 5}
     at_most |= {"seed": 2**63 - 1, "logit_bias": {"0": -100, "50256": 100.0}, "stop": ["x" * 256] * 4}
     request = completion(**at_most, n=64, prompt=["a", "b"])

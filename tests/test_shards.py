@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from patience import eventually
 
 from gpt2_mlx import device, files, tokenizer
-from gpt2_mlx.training import documents, shards
+from gpt2_mlx.corpus import documents, shards
 
 ROOT = Path(__file__).parents[1]
 TEXTS = ["".join(f"Line {i} of {n}: naïve café, isn't it?\n\n" for i in range(n)) for n in (500, 1, 0, 300)]
@@ -23,7 +23,7 @@ TEXTS = ["".join(f"Line {i} of {n}: naïve café, isn't it?\n\n" for i in range(
 @pytest.fixture
 def text(tmp_path, monkeypatch) -> tuple[Path, ...]:
     """Three files of text and one of JSON lines, which make several pieces and shards."""
-    monkeypatch.setattr(documents, "PIECE", 1000)
+    monkeypatch.setattr(documents, "PIECE_CHARS", 1000)
     monkeypatch.setattr(shards, "SHARD_TOKENS", 1500)
     paths = tuple(tmp_path / name for name in ("0.txt", "1.txt", "2.txt", "3.jsonl"))
     for path, content in zip(paths, TEXTS):
@@ -62,18 +62,17 @@ def test_shards_hold_the_tokens_with_endoftext_between_documents(text, tmp_path)
 def test_interrupted_anywhere_it_ends_in_the_same_bytes(text, tmp_path, monkeypatch, cores):
     shards.prepare("some", text, tmp_path / "whole", "key")
     monkeypatch.setattr(device, "cpu_count", lambda: cores)
-    encode, left = shards._encode, 0
+    encoded = shards.encoded
 
-    def fails(*args):
-        nonlocal left
-        left -= 1
-        if left < 0:
-            raise KeyboardInterrupt
-        return encode(*args)
+    def interrupted(*arguments):
+        for i, part in enumerate(encoded(*arguments)):
+            if i == left:
+                raise KeyboardInterrupt
+            yield part
 
-    monkeypatch.setattr(shards, "_encode", fails)
+    monkeypatch.setattr(shards, "encoded", interrupted)
     for interruptions in range(100):
-        left = 6 + interruptions  # batches; a shard is about five
+        left = 6 + interruptions  # bundles; a shard is about five
         try:
             shards.prepare("some", text, tmp_path / "broken", "key")
             break
@@ -151,9 +150,9 @@ def test_half_a_surrogate_pair_is_no_end(text, tmp_path):
 
 def test_little_of_the_text_is_read_ahead(text, monkeypatch):
     read = []
-    batches = ((read.append(i) or [(False, "x")], i) for i in range(10**9))
+    bundles = ((read.append(i) or [(False, "x")], i) for i in range(10**9))
     with shards.ThreadPoolExecutor(1) as pool:
-        work = shards._encoded(pool, batches)
+        work = shards.encoded(pool, bundles)
         for done in range(1, 40):
             next(work)
             assert len(read) <= done + 8 * device.cpu_count()
@@ -177,9 +176,9 @@ STUCK = """
 import sys, time
 from pathlib import Path
 from gpt2_mlx import cli
-from gpt2_mlx.training import documents, shards
-documents.PIECE, shards.SHARD_TOKENS, encoded = 1000, 1500, shards._encoded
-shards._encoded = lambda *args: (part for i, part in enumerate(encoded(*args)) if i < 8 or time.sleep(600))
+from gpt2_mlx.corpus import documents, shards
+documents.PIECE_CHARS, shards.SHARD_TOKENS, encoded = 1000, 1500, shards.encoded
+shards.encoded = lambda *args: (part for i, part in enumerate(encoded(*args)) if i < 8 or time.sleep(600))
 *paths, folder = map(Path, sys.argv[1:])
 cli.run(lambda: shards.prepare("some", tuple(paths), folder, "key"))
 """

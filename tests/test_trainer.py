@@ -1,15 +1,16 @@
 import dataclasses
+import itertools
 
 import mlx.core as mx
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
-from gpt2_mlx import device, metrics, tokenizer
+from gpt2_mlx import checkpoint, device, metrics, tokenizer
+from gpt2_mlx.corpus.dataset import TokenDataset
 from gpt2_mlx.model import GPT2
-from gpt2_mlx.training import precision
+from gpt2_mlx.training import precision, step
 from gpt2_mlx.training.config import TrainConfig
-from gpt2_mlx.training.data import TokenDataset
 from gpt2_mlx.training.trainer import Trainer
 
 VOCAB_SIZE = tokenizer.VOCAB_SIZE  # the samples of a run are text
@@ -34,12 +35,11 @@ def trainer(tmp_path, name="run", **fields) -> Trainer:
     """A trainer of a tiny model on a tiny text."""
     config = settings(**fields)
     shape = dataclasses.replace(config.model_config(), vocab_size=VOCAB_SIZE)
-    model = GPT2(shape, config.seed)
-    mx.eval(model.parameters())
+    take_step = step.build(config, GPT2(shape, config.seed))
     tokens = np.random.RandomState(0).zipf(1.5, 700).clip(max=96).astype(np.uint16)
     run = tmp_path / name
     run.mkdir(exist_ok=True)
-    return Trainer(config, model, TokenDataset(tokens), run)
+    return Trainer(config, take_step, TokenDataset(tokens), run)
 
 
 def weights(trainer: Trainer) -> dict[str, np.ndarray]:
@@ -57,8 +57,8 @@ def test_micro_batches_equal_one_big_batch_weighted_by_tokens(tmp_path):
     big = tuple(mx.concatenate(parts) for parts in zip(*micro))
     together = trainer(tmp_path, batch_size=6)
     apart = trainer(tmp_path, batch_size=2, grad_accum_steps=3)
-    loss, norm, _ = together.train_step([big], 1e-2)
-    other_loss, other_norm, _ = apart.train_step(micro, 1e-2)
+    loss, norm, _ = together.step([big], 1e-2)
+    other_loss, other_norm, _ = apart.step(micro, 1e-2)
     assert loss.item() == pytest.approx(other_loss.item(), rel=1e-5)
     assert norm.item() == pytest.approx(other_norm.item(), rel=1e-4)
     assert all(np.allclose(p, weights(apart)[name], atol=1e-5) for name, p in weights(together).items())
@@ -71,10 +71,8 @@ def test_the_split_over_cores_changes_nothing(tmp_path, monkeypatch, cores):
     split = trainer(tmp_path)
     monkeypatch.setattr(device, "cpu_count", lambda: 1)
     whole = trainer(tmp_path)
-    assert len(split._step._streams) == cores
-    assert split.train_step([batch], 1e-2)[0].item() == pytest.approx(
-        whole.train_step([batch], 1e-2)[0].item(), rel=1e-5
-    )
+    assert len(split.step.streams) == cores
+    assert split.step([batch], 1e-2)[0].item() == pytest.approx(whole.step([batch], 1e-2)[0].item(), rel=1e-5)
     assert all(np.allclose(p, weights(whole)[name], atol=1e-5) for name, p in weights(split).items())
 
 
@@ -82,10 +80,9 @@ def test_the_split_over_cores_changes_nothing(tmp_path, monkeypatch, cores):
 def test_the_compiled_step_equals_the_plain_one(tmp_path, optimizer):
     compiled = trainer(tmp_path, dropout=0.2, optimizer=optimizer)
     plain = trainer(tmp_path, dropout=0.2, optimizer=optimizer, compile=False)
-    for batch in batches(3, 4):
-        got, want = compiled.train_step([batch], 1e-2), plain.train_step([batch], 1e-2)
+    for number, batch in enumerate(batches(3, 4)):
+        got, want = compiled.step([batch], 1e-2, number), plain.step([batch], 1e-2, number)
         assert got[0].item() == pytest.approx(want[0].item(), rel=1e-4)
-        compiled.progress.step = plain.progress.step = plain.progress.step + 1
     assert all(np.allclose(p, weights(plain)[name], atol=2e-3) for name, p in weights(compiled).items())
 
 
@@ -93,7 +90,7 @@ def test_the_compiled_step_equals_the_plain_one(tmp_path, optimizer):
 def test_one_batch_is_learnt_by_heart(tmp_path, optimizer):
     pupil = trainer(tmp_path, optimizer=optimizer, weight_decay=0.0)
     (batch,) = batches(1, 4)
-    losses = [pupil.train_step([batch], 1e-2)[0].item() for _ in range(150)]
+    losses = [pupil.step([batch], 1e-2)[0].item() for _ in range(150)]
     assert losses[0] == pytest.approx(np.log(VOCAB_SIZE), abs=0.1)
     assert losses[-1] < 0.05
 
@@ -101,21 +98,20 @@ def test_one_batch_is_learnt_by_heart(tmp_path, optimizer):
 def test_dropout_follows_from_seed_and_step(tmp_path):
     (batch,) = batches(1, 4)
 
-    def loss(step, **fields):
-        one = trainer(tmp_path, dropout=0.5, **fields)
-        one.progress.step = step
-        return one.train_step([batch], 0.0)[0].item()
+    def loss(number):
+        return trainer(tmp_path, dropout=0.5).step([batch], 0.0, number)[0].item()
 
     assert loss(3) == loss(3)
     assert loss(3) != loss(4)
-    assert loss(3) != trainer(tmp_path).train_step([batch], 0.0)[0].item()
+    assert loss(3) != trainer(tmp_path).step([batch], 0.0)[0].item()
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_master_weights_stay_float32_under_fewer_bits(tmp_path, dtype):
     half, full = trainer(tmp_path, dtype=dtype), trainer(tmp_path)
     (batch,) = batches(1, 4)
-    (got, norm, _), (want, full_norm, _) = half.train_step([batch], 1e-2), full.train_step([batch], 1e-2)
+    scale = precision.first_scale(dtype)
+    (got, norm, _), (want, full_norm, _) = half.step([batch], 1e-2, loss_scale=scale), full.step([batch], 1e-2)
     assert got.item() != want.item()
     assert got.item() == pytest.approx(want.item(), rel=1e-2)
     assert norm.item() == pytest.approx(full_norm.item(), rel=1e-2)  # float16's loss scale is gone
@@ -125,7 +121,6 @@ def test_master_weights_stay_float32_under_fewer_bits(tmp_path, dtype):
 def curve(tmp_path, **fields) -> np.ndarray:
     """The losses of 60 steps of reading the text."""
     one = trainer(tmp_path, str(fields), max_steps=60, learning_rate=1e-2, log_interval=1, eval_interval=60, **fields)
-    one._test = lambda: None
     one.fit()
     return np.array([e["loss"] for e in metrics.read(one.run / "metrics.jsonl") if e["event"] == "train"])
 
@@ -140,7 +135,7 @@ def test_with_fewer_bits_it_learns_alike(tmp_path, dtype):
 def test_updates_below_bfloat16s_resolution_are_not_lost(tmp_path):
     one = trainer(tmp_path, dtype="bfloat16")
     for batch in batches(4, 4):
-        one.train_step([batch], 1e-4)
+        one.step([batch], 1e-4)
     scales = weights(one)["ln_f.weight"]  # they begin at 1, where bfloat16's next number is 1.0078
     assert (scales != 1).all()
     assert np.abs(scales - 1).max() < 2**-9  # in bfloat16 each of the steps would have been rounded away
@@ -151,8 +146,8 @@ def test_float16_halves_its_loss_scale_until_nothing_overflows_and_doubles_it_la
     monkeypatch.setattr(precision, "GROWTH_STEPS", 12)
     one = trainer(tmp_path, dtype="float16", max_steps=50, log_interval=1)
     before = weights(one)
-    one._test = lambda: None  # it would go back to the best weights
     one.fit()
+    checkpoint.load_weights(one.run / "latest", one.model)  # for it ends with the best ones
     skips = [e for e in metrics.read(one.run / "metrics.jsonl") if e["event"] == "skip"]
     assert [e["loss_scale"] for e in skips][:3] == [2.0**39, 2.0**38, 2.0**37]
     assert 5 < len(skips) < 40 and one.progress.skipped == len(skips)
@@ -207,7 +202,7 @@ def test_stopped_and_resumed_equals_never_stopped(tmp_path, monkeypatch, optimiz
     straight = trainer(tmp_path, "straight", **fields)
     straight.fit()
     stopped = trainer(tmp_path, "stopped", **fields)
-    stopped._between_steps, between = lambda: (between(), stop_at(stopped, 4)), stopped._between_steps
+    monkeypatch.setattr(stopped.step, "gradients", counted(stopped.step.gradients, 8, lambda: stop(stopped)))
     assert stopped.fit() == "asked to"
     resumed = trainer(tmp_path, "stopped", **fields)
     resumed.restore((resumed.run / "latest").resolve())
@@ -220,9 +215,14 @@ def test_stopped_and_resumed_equals_never_stopped(tmp_path, monkeypatch, optimiz
     assert resumed.progress.loss_scale == straight.progress.loss_scale
 
 
-def stop_at(trainer: Trainer, step: int) -> None:
-    if trainer.progress.step == step:
-        trainer.stop_reason = "asked to"
+def counted(function, n: int, act):
+    """The function, which acts at its n-th call."""
+    calls = itertools.count(1)
+    return lambda *arguments: (next(calls) == n and act(), function(*arguments))[1]
+
+
+def stop(trainer: Trainer) -> None:
+    trainer.stop_reason = "asked to"
 
 
 def test_patience_ends_the_run_and_keeps_the_best(tmp_path):

@@ -1,5 +1,6 @@
 """gpt2_mlx, driven as its own doors drive it."""
 
+import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -8,12 +9,12 @@ import mlx.core as mx
 import numpy as np
 
 from gpt2_mlx import checkpoint
+from gpt2_mlx.corpus.loader import DataLoader
 from gpt2_mlx.generation.engine import Engine
-from gpt2_mlx.generation.scheduler import SamplingParams
+from gpt2_mlx.generation.params import SamplingParams
 from gpt2_mlx.model import GPT2
+from gpt2_mlx.training import step
 from gpt2_mlx.training.config import TrainConfig
-from gpt2_mlx.training.data import DataLoader, TokenDataset
-from gpt2_mlx.training.trainer import Trainer
 
 from . import VOCAB_SIZE, rounds_of, times
 
@@ -28,24 +29,23 @@ def train(
     config = flags.resolved(on_gpu)
     tokens = np.random.default_rng(0).integers(0, VOCAB_SIZE, 1_000_000).astype(np.uint16)
     model = GPT2(config.model_config(), config.seed)
-    trainer = Trainer(config, model, TokenDataset(tokens), Path())
+    take_step = step.build(config, model)
     loader = DataLoader(tokens, batch_size, block_size, config.seed)
+    numbers = itertools.count()
 
     def read() -> list:
-        return [tuple(map(mx.array, loader.next_batch()))]
+        return [tuple(map(mx.array, batch)) for batch in loader.next_step()]
 
     batches = read()
 
-    def step() -> None:  # as Trainer.fit takes it
+    def one_step() -> None:  # as Trainer.fit takes it
         nonlocal batches
-        outputs = trainer.train_step(batches, 1e-4)
-        state = (*outputs, model.state, trainer.optimizer.state)
+        state = (*take_step(batches, 1e-4, next(numbers)), *take_step.state)
         mx.async_eval(state)
         batches = read()
         mx.eval(state)
-        trainer.progress.step += 1
 
-    measure = rounds_of(step, steps, batch_size * block_size)
+    measure = rounds_of(one_step, steps, batch_size * block_size)
     return lambda: measure() | ({"peak_gb": gpt2_mlx.device.peak_memory_gb()} if on_gpu else {})
 
 

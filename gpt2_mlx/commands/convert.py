@@ -1,4 +1,4 @@
-"""python -m gpt2_mlx convert: a model as a checkpoint folder of another type."""
+"""gpt2-mlx convert: a model as a checkpoint folder of another type."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from .. import checkpoint, device, pretrained
+from .. import checkpoint, cli, device, pretrained
 
 
 @dataclass(frozen=True)
@@ -20,10 +20,11 @@ class Convert:
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """Type of the weights; of a quantised model, of all that is not. Default: as they are stored."""
     quantize: Literal[8, 4] | None = None
-    """Round the matrices to so many bits a weight. mlx_lm opens such a folder, transformers does not."""
+    """Round the matrices to 8 or 4 bits a weight. mlx_lm opens such a folder, transformers does not."""
 
 
-def convert(flags: Convert) -> None:
+def main() -> None:
+    flags = cli.parse(Convert)
     if flags.folder.exists():
         raise ValueError(f"{flags.folder} exists already")
     device.select()

@@ -1,11 +1,11 @@
-"""python -m gpt2_mlx doctor: whether everything holds on this machine, in half a minute."""
+"""gpt2-mlx doctor: whether everything holds on this machine, in half a minute."""
 
 import json
 import sys
 from dataclasses import dataclass
 from typing import Literal
 
-from .. import device
+from .. import cli, device
 from ..doctor import examination
 from ..doctor.finding import Finding
 
@@ -21,7 +21,8 @@ class Doctor:
     """Where to compute."""
 
 
-def doctor(flags: Doctor) -> None:
+def main() -> None:
+    flags = cli.parse(Doctor)
     device.select(flags.device)
     out = sys.stderr if flags.json else sys.stdout
     facts = examination.facts()

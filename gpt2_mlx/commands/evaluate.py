@@ -1,4 +1,4 @@
-"""python -m gpt2_mlx evaluate: what a model makes of a text, and of HellaSwag."""
+"""gpt2-mlx evaluate: what a model makes of a text, and of HellaSwag."""
 
 import dataclasses
 import json
@@ -11,14 +11,16 @@ from typing import Annotated, Literal
 import tiktoken
 import tyro
 
-from .. import checkpoint, device, pretrained, tokenizer
+from .. import cli, device, tokenizer
+from ..corpus import source
+from ..corpus.dataset import TokenDataset
 from ..model import GPT2
-from ..training import evaluation, hellaswag, text
-from ..training.data import TokenDataset
+from ..pretrained import LoadConfig
+from ..training import evaluation, hellaswag
 
 
-@dataclass(frozen=True)
-class Evaluate:
+@dataclass(frozen=True, kw_only=True)
+class Evaluate(LoadConfig):
     """Score a model: its loss, perplexity and bits per byte on a text, its choices on HellaSwag."""
 
     checkpoint: Annotated[str, tyro.conf.Positional]
@@ -36,40 +38,44 @@ class Evaluate:
     """Windows to score at once."""
     json: bool = False
     """Print one JSON object instead of lines."""
-    device: Literal["auto", "gpu", "cpu"] = "auto"
-    """Where to compute."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Type of weights and computation; the loss itself is float32."""
-    quantize: Literal[8, 4] | None = None
-    """Round the matrices to so many bits a weight first, to learn what it costs. Slower on Linux CPUs."""
 
 
-def evaluate(flags: Evaluate) -> None:
+def main() -> None:
+    flags = cli.parse(Evaluate)
+    facts = score(flags)
+    print(json.dumps(facts, ensure_ascii=False) if flags.json else "\n".join(_lines(facts)))
+
+
+def score(flags: Evaluate) -> dict:
+    """What there is to tell, for programs.
+
+    Raises:
+        ValueError: there is nothing to score on, or it does not fit the model.
+    """
     if flags.data is None and flags.hellaswag is None:
         raise ValueError("there is nothing to score on: give --data, --hellaswag or both")
     if flags.batch_size < 1:
         raise ValueError(f"--batch-size is {flags.batch_size}; it must be at least 1")
-    device.select(flags.device)
     items = hellaswag.read(flags.hellaswag) if flags.hellaswag else []
-    model = checkpoint.load(pretrained.find(flags.checkpoint), flags.dtype, flags.quantize)
+    model = flags.load(flags.checkpoint)
     encoding, bits = tokenizer.load(), (model.quantization or {}).get("bits")
     facts = {"checkpoint": flags.checkpoint, "dtype": flags.dtype, "bits": bits, "device": device.description()}
     if flags.data is not None:
         facts["text"] = _text_facts(flags, model, encoding)
     if items:
-        score = hellaswag.score(model, encoding, items, flags.batch_size)
-        facts["hellaswag"] = {**dataclasses.asdict(score), "acc_norm": score.acc_norm, "acc": score.acc}
-    print(json.dumps(facts, ensure_ascii=False) if flags.json else "\n".join(_lines(facts)))
+        right = hellaswag.score(model, encoding, items, flags.batch_size)
+        facts["hellaswag"] = {**dataclasses.asdict(right), "acc_norm": right.acc_norm, "acc": right.acc}
+    return facts
 
 
 def _text_facts(flags: Evaluate, model: GPT2, encoding: tiktoken.Encoding) -> dict:
-    source = text.find(flags.data)
-    tokens = TokenDataset.open(source).split(flags.split)
+    text = source.find(flags.data)
+    tokens = TokenDataset.open(text).split(flags.split)
     score = evaluation.score_text(model, encoding, tokens, flags.stride, flags.batch_size)
     numbers = {"loss": score.loss, "perplexity": score.perplexity, "bits_per_byte": score.bits_per_byte}
     return {
-        "name": source.name,
-        "note": source.note,
+        "name": text.name,
+        "note": text.note,
         "split": flags.split,
         "tokens": score.tokens,
         "bytes": score.bytes,

@@ -14,13 +14,15 @@ from mlx.utils import tree_flatten, tree_map
 
 from .. import device
 from ..config import GPT2Config
+from ..corpus.dataset import TokenDataset
 from ..generation.engine import Engine
-from ..generation.scheduler import SamplingParams
+from ..generation.params import SamplingParams
 from ..model import GPT2, CausalSelfAttention
 from ..tokenizer import VOCAB_SIZE
+from ..training import step
 from ..training.config import TrainConfig
-from ..training.data import TokenDataset
 from ..training.loss import cross_entropy
+from ..training.step import Step
 from ..training.trainer import Trainer
 from . import reference
 from .finding import Finding, difference, within
@@ -71,24 +73,21 @@ def gradient(_: Path) -> Finding:
     return within(worst, 10 * tolerance())
 
 
-def compiled_step(folder: Path) -> Finding:
+def compiled_step(_: Path) -> Finding:
     """The first moments after one step of AdamW are its gradients."""
     moments = []
     for compiled in (True, False):
-        trainer = _trainer(folder, compile=compiled, dropout=0.1)
-        mx.eval(trainer.train_step([_batch()], 1e-3), trainer.optimizer.state)
-        state = tree_flatten(trainer.optimizer.state)
+        take_step = _step(_settings(compile=compiled))
+        mx.eval(take_step([_batch()], 1e-3), take_step.state)
+        state = tree_flatten(take_step.optimizer.state)
         moments.append(np.concatenate([np.array(x).ravel() for name, x in state if name.endswith(".m")]))
     return within(difference(*moments), 10 * tolerance())
 
 
-def compiled_dropout(folder: Path) -> Finding:
+def compiled_dropout(_: Path) -> Finding:
     def losses(dropout: float) -> list[float]:
-        trainer, found = _trainer(folder, dropout=dropout), []
-        for step in (0, 1, 0):
-            trainer.progress.step = step
-            found.append(trainer.train_step([_batch()], 0.0)[0].item())
-        return found
+        take_step = _step(_settings(dropout=dropout))
+        return [take_step([_batch()], 0.0, number)[0].item() for number in (0, 1, 0)]
 
     first, second, again = losses(0.5)
     off = losses(0.0)[0]
@@ -113,7 +112,7 @@ def attention(_: Path) -> Finding:
 
 
 def loss(_: Path) -> Finding:
-    """The chunked cross entropy over the whole vocabulary against the textbook's: value and gradients."""
+    """Our cross entropy over the whole vocabulary against the textbook's: value and gradients."""
     hidden = mx.random.normal((256, 64), key=mx.random.key(0))
     wte = mx.random.normal((VOCAB_SIZE, 64), key=mx.random.key(1)) * 0.3
     targets = mx.random.randint(0, VOCAB_SIZE, (256,), key=mx.random.key(2))
@@ -129,11 +128,11 @@ def loss(_: Path) -> Finding:
 
 def resume(folder: Path) -> Finding:
     """A run to step 4 against one that goes on from its checkpoint of step 2."""
-    straight = _trainer(folder / "straight", vocab_size=VOCAB_SIZE)
+    straight = _trainer(folder / "straight")
     _fit(straight)
     saved = folder / "resumed" / "step-00000002"
     shutil.copytree(straight.run / saved.name, saved)
-    resumed = _trainer(saved.parent, vocab_size=VOCAB_SIZE)
+    resumed = _trainer(saved.parent)
     resumed.restore(saved)
     _fit(resumed)
     last = "step-00000004"
@@ -202,16 +201,23 @@ def _as_float64(model: GPT2) -> dict[str, np.ndarray]:
     return {name: np.array(p, np.float64) for name, p in tree_flatten(model.parameters())}
 
 
-def _trainer(run: Path, vocab_size: int = SHAPE.vocab_size, **fields) -> Trainer:
-    """A trainer of a tiny model on random tokens."""
-    run.mkdir(exist_ok=True)
+def _settings(**fields) -> TrainConfig:
+    """Those of a tiny model, with dropout."""
     shape = {"n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 16}
     intervals = {"eval_interval": 4, "save_interval": 2, "sample_interval": 0}
-    config = TrainConfig(
-        **{"dropout": 0.1, "batch_size": 4, "max_steps": 4, "optimizer": "adamw", **shape, **intervals, **fields}
-    ).resolved(on_gpu=False)
-    model = _model(dataclasses.replace(config.model_config(), vocab_size=vocab_size))
-    return Trainer(config, model, TokenDataset(_tokens(1, 900)[0].astype(np.uint16)), run)
+    recipe = {"dropout": 0.1, "batch_size": 4, "max_steps": 4, "optimizer": "adamw"}
+    return TrainConfig(**{**recipe, **shape, **intervals, **fields}).resolved(on_gpu=False)
+
+
+def _step(config: TrainConfig, vocab_size: int = SHAPE.vocab_size) -> Step:
+    return step.build(config, _model(dataclasses.replace(config.model_config(), vocab_size=vocab_size)))
+
+
+def _trainer(run: Path) -> Trainer:
+    """A trainer of a tiny model on random tokens; it writes text, so it has the whole vocabulary."""
+    run.mkdir(exist_ok=True)
+    config, tokens = _settings(), _tokens(1, 900)[0].astype(np.uint16)
+    return Trainer(config, _step(config, VOCAB_SIZE), TokenDataset(tokens), run)
 
 
 def _fit(trainer: Trainer) -> None:

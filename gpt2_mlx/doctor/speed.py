@@ -5,16 +5,14 @@ import time
 from pathlib import Path
 
 import mlx.core as mx
-import numpy as np
 
 from .. import device
 from ..config import PRESETS
 from ..generation.engine import Engine
-from ..generation.scheduler import SamplingParams
+from ..generation.params import SamplingParams
 from ..model import GPT2
+from ..training import step
 from ..training.config import TrainConfig
-from ..training.data import TokenDataset
-from ..training.trainer import Trainer
 from .chips import share_of_bandwidth, share_of_tflops
 from .finding import Finding
 
@@ -26,25 +24,26 @@ def preset() -> str:
     return "gpt2" if device.on_gpu() else "tiny"
 
 
-def training(folder: Path) -> Finding:
+def training(_: Path) -> Finding:
     """The median step of a run of the preset with its defaults, in float32, on a GPU one window a step."""
     batch_size = 1 if device.on_gpu() else None
     config = TrainConfig(preset=preset(), batch_size=batch_size, dtype="float32").resolved(device.on_gpu())
-    trainer = Trainer(config, GPT2(config.model_config()), TokenDataset(np.zeros(0, np.uint16)), folder)
+    model = GPT2(config.model_config())
+    take_step = step.build(config, model)
     shape = (config.batch_size, config.block_size)
     batch = tuple(mx.random.randint(0, 50257, shape, key=mx.random.key(i)) for i in range(2))
 
-    def step() -> float:
+    def seconds() -> float:
         began = time.perf_counter()
-        mx.eval(trainer.train_step([batch], 1e-4), trainer.model.state, trainer.optimizer.state)
+        mx.eval(take_step([batch], 1e-4), take_step.state)
         return time.perf_counter() - began
 
-    first, _ = step(), step()  # compiled, and warm
-    times = [step()]
+    first, _ = seconds(), seconds()  # compiled, and warm
+    times = [seconds()]
     while len(times) < 3 or (sum(times) < SECONDS and len(times) < 50):
-        times.append(step())
+        times.append(seconds())
     speed = config.batch_size * config.block_size / statistics.median(times)
-    tflops = speed * flops_per_token(trainer.model) / 1e12
+    tflops = speed * flops_per_token(model) / 1e12
     words, share = share_of_tflops(device.chip(), tflops)
     text = f"{preset()}, {shape[0]} x {shape[1]} tokens: {speed:,.0f} tokens/s, {tflops:.3f} TFLOP/s ({words})"
     numbers = {"tokens_per_s": speed, "tflops": tflops, "share_of_peak": share, "first_step_s": first}

@@ -9,11 +9,12 @@ import numpy as np
 from .. import device, tokenizer
 from ..kv_cache import KVCache, bucket
 from ..model import GPT2
+from .capacity import equal_row_counts
+from .params import SamplingParams
 from .sampling import penalised, sample, uniform
-from .scheduler import PIECE, SamplingParams, Scheduler, Sequence, Status
+from .scheduler import CHUNK, Scheduler, Sequence
 
-ROW_COUNTS = (1, 2, 4, 8, 16, 32)  # rows decoded in one pass, padding included
-WIDTHS = (8, 16, 24, 32, 48, 64, 96, 128, 192, PIECE)  # a prompt's piece is padded to one of these
+WIDTHS = (8, 16, 24, 32, 48, 64, 96, 128, 192, CHUNK)  # a prompt's chunk is padded to one of these
 _ids = itertools.count()  # of sequences: no two of a process are the same, whatever their engine
 
 
@@ -41,7 +42,7 @@ class Engine:
     """Generates for many sequences at once.
 
     Every sequence gets the text it would get alone. On a CPU that holds bit for bit: a prompt is read by itself, in
-    pieces cut at fixed places, and rows are decoded together in numbers that leave each row's bits as they are.
+    chunks cut at fixed places, and rows are decoded together in numbers that leave each row's bits as they are.
 
     Args:
         model: evaluated, and used by this thread alone.
@@ -51,7 +52,7 @@ class Engine:
     def __init__(self, model: GPT2, n_slots: int = 16):
         self.model = model
         self.block_size, self.vocab_size = model.config.block_size, model.config.vocab_size
-        self._row_counts = _equal_row_counts(model)
+        self._row_counts = equal_row_counts(model)
         self._cache = KVCache(model.config, n_slots, model.dtype)
         self._scheduler = Scheduler(n_slots)
         self._sequences: dict[int, Sequence] = {}
@@ -81,7 +82,7 @@ class Engine:
             self._finish(self._sequences[id], "cancelled")
 
     def step(self) -> list[Output]:
-        """Let every running sequence read a piece of its prompt or draw a token.
+        """Let every running sequence read a chunk of its prompt or draw a token.
 
         An exception leaves the sequences of the step to `fail_step`; the others are untouched.
         """
@@ -118,8 +119,6 @@ class Engine:
         return len(self._scheduler.running)
 
     def _finish(self, sequence: Sequence, reason: str) -> None:
-        if sequence.status is Status.RUNNING:
-            self._cache.free(sequence.slot)
         self._scheduler.finish(sequence, reason)
         self._sequences.pop(sequence.id, None)
 
@@ -132,7 +131,7 @@ class Engine:
             if sequence.is_decoding or any(_can_share(sequence, other) for other in taken):
                 continue  # it takes over what the other reads now
             taken.append(sequence)
-            shape = _width(sequence.piece), bucket(sequence.cached + sequence.piece)
+            shape = _width(sequence.chunk), bucket(sequence.cached + sequence.chunk)
             groups.setdefault(shape if device.on_gpu() else sequence.id, []).append(sequence)
         return list(groups.values())
 
@@ -145,12 +144,12 @@ class Engine:
                 sequence.cached = n
 
     def _prefill(self, sequences: list[Sequence]) -> None:
-        """Read the next pieces of contexts, all of one width."""
-        slots, counts = [s.slot for s in sequences], [s.piece for s in sequences]
+        """Read the next chunks of contexts, all of one width."""
+        slots, starts, counts = zip(*((s.slot, s.cached, s.chunk) for s in sequences))
         width = _width(max(counts))
-        pieces = [s.context[s.cached : s.cached + n] + [0] * (width - n) for s, n in zip(sequences, counts)]
-        self._cache.lengths[slots] = [s.cached for s in sequences]
-        hidden = self.model.hidden(mx.array(pieces), cache=self._cache.extend(slots, counts, width))  # (B, T, C)
+        chunks = [s.context[s.cached : s.cached + n] + [0] * (width - n) for s, n in zip(sequences, counts)]
+        view = self._cache.extend(list(slots), starts, counts, width)
+        hidden = self.model.hidden(mx.array(chunks), cache=view)  # (B, T, C)
         mx.eval(self._cache.state())
         for row, sequence, n in zip(hidden, sequences, counts):
             sequence.cached += n
@@ -180,11 +179,10 @@ class Engine:
         rows = [s.slot - first for s in sequences]
         n_slots = rows[-1] + 1
         n_rows = next(n for n in self._row_counts if n >= n_slots)
-        counts, last = [0] * n_slots, [0] * n_rows
+        starts, counts, last = [0] * n_slots, [0] * n_slots, [0] * n_rows
         for row, sequence in zip(rows, sequences):
-            counts[row], last[row] = 1, sequence.context[-1]
-            self._cache.lengths[sequence.slot] = sequence.cached
-        view = self._cache.extend(list(range(first, first + n_slots)), counts, width=1, n_rows=n_rows)
+            starts[row], counts[row], last[row] = sequence.cached, 1, sequence.context[-1]
+        view = self._cache.extend(list(range(first, first + n_slots)), starts, counts, width=1, n_rows=n_rows)
         logits = self._head(self.model.hidden(mx.array(last)[:, None], cache=view)[:, 0])
         mx.eval(logits, self._cache.state())  # or the next group would copy the cache
         return logits[mx.array(rows)]
@@ -228,29 +226,6 @@ def _can_share(sequence: Sequence, other: Sequence) -> bool:
         and sequence.prompt == other.prompt
         and not (sequence.slides or other.slides or sequence.params.prompt_logprobs)
     )
-
-
-def _equal_row_counts(model: GPT2) -> tuple[int, ...]:
-    """The numbers of rows with which a pass gives each row the same bits; found by trying, with equal rows.
-
-    A BLAS takes another kernel where rows are few, and for the last ones of a product. Of several such sets of
-    numbers the one with the largest.
-    """
-    if device.on_gpu():
-        return ROW_COUNTS
-    block, C = model.h[0], model.config.n_embd
-    layers = [(block.attn.c_attn, C), (block.attn.c_proj, C), (block.mlp.c_fc, C), (block.mlp.c_proj, 4 * C)]
-    layers.append((model.wte.as_linear, C))
-    x = mx.random.normal((1, 4 * C), key=mx.random.key(0)).astype(model.dtype)
-    equal: list[int] = []
-    expected: list[np.ndarray] = []  # what a row gets from each layer
-    for n in reversed(ROW_COUNTS):
-        results = [np.array(layer(mx.repeat(x[:, :width], n, axis=0)).astype(mx.float32)) for layer, width in layers]
-        rows = expected or [result[0] for result in results]
-        if all((result == row).all() for result, row in zip(results, rows)):
-            equal.append(n)
-            expected = rows
-    return tuple(reversed(equal))
 
 
 def _token(log_p: mx.array, id: int, params: SamplingParams) -> Token:

@@ -8,11 +8,12 @@ from collections import Counter
 import mlx.core as mx
 import numpy as np
 
-from .. import device
-from .scheduler import SamplingParams, Sequence
+from .. import elementwise
+from .params import SamplingParams
+from .scheduler import Sequence
 
-FEW, MANY = 64, 1024  # so many of the likeliest tokens are looked at, if that is enough
-CHUNK = 32  # in search of them, tokens are looked over in chunks
+FEW, MANY = 64, 1024  # this many of the likeliest tokens are looked at first, which is enough for nearly all rows
+GROUP = 32  # the likeliest tokens are looked for in the groups that hold the largest logits
 
 
 def uniform(seed: int, position: int) -> float:
@@ -85,7 +86,7 @@ def _way(params: SamplingParams, V: int) -> tuple:
 
 
 def _from_all(logits: mx.array, params: list[SamplingParams], draws: list[float]) -> mx.array:
-    e = _exponentials(logits, mx.max(logits, axis=-1, keepdims=True), _column(params, "temperature"))  # (B, V)
+    e = _relative(logits, mx.max(logits, axis=-1, keepdims=True), _column(params, "temperature"))  # (B, V)
     return _pick(mx.where(e >= _column(params, "min_p"), e, 0), draws)[:, 0]
 
 
@@ -97,7 +98,7 @@ def _from_top_k(logits: mx.array, params: list[SamplingParams], draws: list[floa
 
 def _from_top_p(logits: mx.array, params: list[SamplingParams], draws: list[float], n: int) -> mx.array:
     ids, e = _likeliest(logits, params, n)  # (B, n)
-    every = _exponentials(logits, mx.max(logits, axis=-1, keepdims=True), _column(params, "temperature"))
+    every = _relative(logits, mx.max(logits, axis=-1, keepdims=True), _column(params, "temperature"))
     total = mx.sum(every, axis=-1, keepdims=True)
     is_enough = mx.sum(e, axis=-1, keepdims=True) >= _column(params, "top_p") * total
     if ids.shape[-1] < logits.shape[-1] and not mx.all(is_enough).item():
@@ -109,11 +110,11 @@ def _likeliest(logits: mx.array, params: list[SamplingParams], n: int) -> tuple[
     """The n likeliest tokens of each row (B, V), falling, and their probabilities over the likeliest one's: (B, n)."""
     B, V = logits.shape
     ids, values = mx.arange(V)[None], logits
-    if n * CHUNK < V:  # they lie in the n chunks with the largest maxima: a sixth of the time
-        chunks = mx.pad(logits, [(0, 0), (0, -V % CHUNK)], constant_values=-mx.inf).reshape(B, -1, CHUNK)
-        best = mx.argpartition(-mx.max(chunks, axis=-1), n - 1, axis=-1)[:, :n]  # (B, n)
-        ids = (best[..., None] * CHUNK + mx.arange(CHUNK)).reshape(B, -1)  # (B, n * CHUNK)
-        values = chunks[mx.arange(B)[:, None], best].reshape(B, -1)
+    if n * GROUP < V:  # they lie in the n groups with the largest maxima: a sixth of the time
+        groups = mx.pad(logits, [(0, 0), (0, -V % GROUP)], constant_values=-mx.inf).reshape(B, -1, GROUP)
+        best = mx.argpartition(-mx.max(groups, axis=-1), n - 1, axis=-1)[:, :n]  # (B, n)
+        ids = (best[..., None] * GROUP + mx.arange(GROUP)).reshape(B, -1)  # (B, n * GROUP)
+        values = groups[mx.arange(B)[:, None], best].reshape(B, -1)
     if n < V:
         few = mx.argpartition(-values, n - 1, axis=-1)[:, :n]
         ids = mx.take_along_axis(mx.broadcast_to(ids, values.shape), few, axis=-1)
@@ -121,7 +122,7 @@ def _likeliest(logits: mx.array, params: list[SamplingParams], n: int) -> tuple[
     order = mx.argsort(-values, axis=-1)
     values = mx.take_along_axis(values, order, axis=-1)
     ids = mx.take_along_axis(mx.broadcast_to(ids, values.shape), order, axis=-1)
-    return ids, _exponentials(values, values[:, :1], _column(params, "temperature"))
+    return ids, _relative(values, values[:, :1], _column(params, "temperature"))
 
 
 def _draw(ids: mx.array, e: mx.array, total: mx.array, params: list[SamplingParams], draws: list[float]) -> mx.array:
@@ -133,9 +134,9 @@ def _draw(ids: mx.array, e: mx.array, total: mx.array, params: list[SamplingPara
 
 
 @mx.compile
-def _exponentials(logits: mx.array, peak: mx.array, temperature: mx.array) -> mx.array:
+def _relative(logits: mx.array, peak: mx.array, temperature: mx.array) -> mx.array:
     """Each token's probability over that of the likeliest, whose logit (B, 1) is the peak."""
-    return device.exp_of_negative((logits - peak) / temperature)
+    return elementwise.exp_of_negative((logits - peak) / temperature)
 
 
 def _pick(p: mx.array, draws: list[float]) -> mx.array:

@@ -1,49 +1,12 @@
-"""Who runs next: sequences, their parameters, and a first-come-first-served scheduler. Plain Python, no arrays."""
+"""Who runs next: sequences and a first-come-first-served scheduler. Plain Python, no arrays."""
 
 from collections import deque
 from dataclasses import dataclass, field
 from enum import Enum
 
-PIECE = 256  # a prompt is read in pieces of so many tokens, cut at fixed places
+from .params import SamplingParams
 
-
-@dataclass(frozen=True)
-class SamplingParams:
-    """How one sequence is drawn; checked at birth.
-
-    Raises:
-        ValueError: a value is out of range; the message names the field, the value and what is allowed.
-    """
-
-    max_tokens: int = 50  # the most tokens to draw
-    temperature: float = 0.8  # what logits are divided by; 0 takes the most likely token, whatever else is set
-    top_k: int = 50  # draw from so many of the most likely tokens; 0 is all
-    top_p: float = 1.0  # draw from the fewest tokens whose probabilities sum to at least this
-    min_p: float = 0.0  # draw from tokens at least this times as likely as the likeliest
-    repetition_penalty: float = 1.0  # divides the positive logits of tokens seen, multiplies the negative ones
-    presence_penalty: float = 0.0  # taken from the logits of tokens generated before
-    frequency_penalty: float = 0.0  # the same, times how often
-    logit_bias: dict[int, float] = field(default_factory=dict)  # added to the logits of these tokens
-    seed: int = 0  # the draws follow from it and from the token's number
-    logprobs: int | None = None  # so many alternatives' log-probabilities beside each token's own; None: no numbers
-    prompt_logprobs: bool = False  # the same for the prompt's tokens
-
-    def __post_init__(self):
-        limits = {
-            "max_tokens": (0, float("inf")),
-            "temperature": (0, 100),
-            "top_k": (0, float("inf")),
-            "top_p": (0, 1),
-            "min_p": (0, 1),
-            "repetition_penalty": (0.01, 100),
-            "presence_penalty": (-2, 2),
-            "frequency_penalty": (-2, 2),
-            "seed": (0, 2**64 - 1),
-        }
-        for name, (low, high) in limits.items():
-            value = getattr(self, name)
-            if not low <= value <= high:
-                raise ValueError(f"{name} is {value}; it must be at least {low} and at most {high}")
+CHUNK = 256  # a prompt is read in chunks of this many tokens, cut at fixed places
 
 
 class Status(Enum):
@@ -77,9 +40,9 @@ class Sequence:
         self.context = self.prompt[-self.block_size :]
 
     @property
-    def piece(self) -> int:
+    def chunk(self) -> int:
         """How many tokens to prefill next: up to the next fixed cut."""
-        return min(len(self.context) - 1 - self.cached, PIECE - self.cached % PIECE)
+        return min(len(self.context) - 1 - self.cached, CHUNK - self.cached % CHUNK)
 
     @property
     def is_decoding(self) -> bool:
@@ -103,7 +66,7 @@ class Scheduler:
         prefill_budget: the most prompt tokens that one step reads, so that long prompts do not stall the others.
     """
 
-    def __init__(self, n_slots: int, prefill_budget: int = 2 * PIECE):
+    def __init__(self, n_slots: int, prefill_budget: int = 2 * CHUNK):
         self.waiting: deque[Sequence] = deque()
         self.running: dict[int, Sequence] = {}  # by slot
         self.prefill_budget = prefill_budget
@@ -123,7 +86,7 @@ class Scheduler:
         for sequence in sorted(self.running.values(), key=lambda s: s.id):
             if not sequence.is_decoding and budget > 0:
                 prefill.append(sequence)
-                budget -= sequence.piece
+                budget -= sequence.chunk
         return prefill
 
     @property

@@ -9,7 +9,7 @@ import tiktoken
 from ..model import GPT2
 from ..tokenizer import StreamingDecoder
 from .engine import Engine
-from .scheduler import SamplingParams
+from .params import SamplingParams
 
 SENTENCE_END = r"[.!?]+[\"'\u201d\u2019)\]}\xbb]*"  # marks, closing quotes and brackets; white space must follow: 3.14
 _END_FOUND = re.compile(SENTENCE_END + r"(?=\s)")

@@ -1,8 +1,9 @@
-"""What answers hold, for those who read the API's description; a test holds the answers to it."""
+"""What answers hold: each is made from one of these models, and the API is described by them."""
 
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
+from starlette.responses import JSONResponse
 
 FinishReason = Literal["stop", "length"]
 
@@ -29,6 +30,18 @@ class Logprobs(_Answer):
     """Where each token begins, in characters."""
 
 
+class SentenceEvent(_Answer):
+    """A part of a streamed sentence."""
+
+    index: int
+    """Which sample."""
+    text: str
+    logprobs: Logprobs | None = None
+    """There if logprobs is more than 0."""
+    finish_reason: FinishReason | None = None
+    """There at the sample's end."""
+
+
 class SentenceAnswer(_Answer):
     completed_sentence: str
     """The prompt and what follows it."""
@@ -49,12 +62,15 @@ class CompletionChoice(_Answer):
     index: int
     text: str
     logprobs: Logprobs | None
-    finish_reason: FinishReason
+    finish_reason: FinishReason | None
+    """stop: the text came to its end; length: max_tokens were drawn; null: the stream goes on."""
     slides: int
     """How often the window of block_size tokens was moved on."""
 
 
 class CompletionAnswer(_Answer):
+    """OpenAI's text_completion object, of a whole answer and of a stream's events alike."""
+
     id: str
     object: Literal["text_completion"]
     created: int
@@ -63,7 +79,8 @@ class CompletionAnswer(_Answer):
     system_fingerprint: str
     """Which checkpoint answered."""
     choices: list[CompletionChoice]
-    usage: Usage
+    usage: Usage | None = None
+    """In a stream only in the last event, if asked for."""
 
 
 class Model(_Answer):
@@ -136,3 +153,8 @@ class ErrorFacts(_Answer):
 
 class Error(_Answer):
     error: ErrorFacts
+
+
+def answer(content: BaseModel, status: int = 200, headers: dict | None = None) -> JSONResponse:
+    """An answer in JSON; what was not set is left out."""
+    return JSONResponse(content.model_dump(exclude_unset=True), status, headers)

@@ -5,6 +5,7 @@ import hmac
 from collections.abc import Coroutine
 from typing import Any
 
+from pydantic import BaseModel
 from sse_starlette.sse import AppStatus, EventSourceResponse
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -12,11 +13,12 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import Receive, Scope, Send
 
 from . import errors, schemas
+from .answers import Health, Model, Models, Ready, answer
 from .choice import EncodedPrompt
 from .completions import (
     RETRY_AFTER,
@@ -29,6 +31,8 @@ from .completions import (
     whole,
 )
 from .errors import ApiError
+from .fields import Prompt
+from .limits import MAX_BODY, MAX_READ
 from .telemetry import Observed
 
 # `curl -d` calls all it sends a form, and a bare client says nothing: then the body tells.
@@ -77,19 +81,19 @@ async def completions(request: Request) -> Response:
 
 async def models(request: Request) -> Response:
     service = _service(request, needs_key=True)
-    model = {"id": service.run.name, "object": "model", "created": service.created, "owned_by": "gpt2_mlx"}
-    return JSONResponse({"object": "list", "data": [model]})
+    model = Model(id=service.run.name, object="model", created=service.created, owned_by="gpt2_mlx")
+    return answer(Models(object="list", data=[model]))
 
 
 async def health(_: Request) -> Response:
-    return JSONResponse({"status": "ok"})
+    return answer(Health(status="ok"))
 
 
 async def ready(request: Request) -> Response:
     engine = _service(request).engine
     if reason := engine.unready:
         raise ApiError(503, reason, headers=RETRY_AFTER)
-    return JSONResponse({"status": "ready", "checkpoint": engine.checkpoint.name})
+    return answer(Ready(status="ready", checkpoint=engine.checkpoint.name))
 
 
 async def metrics(request: Request) -> Response:
@@ -108,10 +112,10 @@ async def _complete(request: Request, schema: type[schemas.Parsed], form_of: typ
     if parsed.stream:
         return _Events(form)
     with generation:
-        return JSONResponse(await _unless_gone(request, whole(form)))
+        return answer(await _unless_gone(request, whole(form)))
 
 
-def _encode(service: Service, prompts: tuple[schemas.Prompt, ...]) -> list[EncodedPrompt]:
+def _encode(service: Service, prompts: tuple[Prompt, ...]) -> list[EncodedPrompt]:
     return [EncodedPrompt.of(prompt, service.encoding) for prompt in prompts]
 
 
@@ -127,7 +131,7 @@ class _Events(EventSourceResponse):
             await super().__call__(scope, receive, send)
 
 
-async def _unless_gone(request: Request, work: Coroutine[Any, Any, dict]) -> dict:
+async def _unless_gone(request: Request, work: Coroutine[Any, Any, BaseModel]) -> BaseModel:
     """The result of `work`, which is cancelled when the client leaves.
 
     Raises:
@@ -158,12 +162,12 @@ async def _body(request: Request) -> bytes:
     body, size = bytearray(), 0
     async for chunk in request.stream():
         size += len(chunk)
-        if size <= schemas.MAX_BODY:
+        if size <= MAX_BODY:
             body += chunk
-        elif size > schemas.MAX_READ:
+        elif size > MAX_READ:
             break
-    if size > schemas.MAX_BODY:
-        raise ApiError(413, f"the body is larger than {schemas.MAX_BODY} bytes", code="body_too_large")
+    if size > MAX_BODY:
+        raise ApiError(413, f"the body is larger than {MAX_BODY} bytes", code="body_too_large")
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind not in JSON_TYPES:
         raise ApiError(415, f"the Content-Type is {kind[:80]!r}; it must be application/json")

@@ -10,7 +10,7 @@ from pathlib import Path
 import mlx.core as mx
 
 from .engines import Engines
-from .stream import Event, Job, QueueFull, Refused, StepFailed, Stream, Unavailable
+from .submission import Event, Job, QueueFull, Refused, StepFailed, Submission, Unavailable
 
 PROBE_SECONDS = 5.0  # between two trials of an engine whose last step failed
 
@@ -38,7 +38,7 @@ class AsyncEngine:
         self._loaded = self._draining = self._stopping = False
         self._deadline = float("inf")  # on the monotonic clock
         self._trouble: str | None = None
-        self._live: dict[int, tuple[Stream, int]] = {}  # by the engine's id; belongs to the engine's thread
+        self._live: dict[int, tuple[Submission, int]] = {}  # by the engine's id; belongs to the engine's thread
         self._changed = threading.Condition()  # guards what follows
         self._inbox: list[tuple] = []  # (method, arguments ...) for the engine's thread
         self._n_arriving = 0  # sequences that the engine has not been given yet
@@ -80,7 +80,7 @@ class AsyncEngine:
         full = f"the queue is full: {self.n_waiting} wait" if self.n_waiting >= self.max_queue else None
         return self.closed or self._trouble or full
 
-    def submit(self, jobs: list[Job], checkpoint: Path | None = None) -> Stream:
+    def submit(self, jobs: list[Job], checkpoint: Path | None = None) -> Submission:
         """Queue the jobs of a request; call it in the event loop that shall get the events.
 
         Args:
@@ -91,15 +91,15 @@ class AsyncEngine:
             QueueFull: `max_queue` sequences wait already.
             Unavailable: see `closed`.
         """
-        stream = Stream(jobs, self._cancel, checkpoint)
+        submission = Submission(jobs, self._cancel, checkpoint)
         with self._changed:
             if reason := self.closed:
                 raise Unavailable(reason)
             if self.n_waiting >= self.max_queue:
                 raise QueueFull(f"{self.n_waiting} sequences wait already; at most {self.max_queue} may")
             self._n_arriving += len(jobs)
-            self._tell(self._admit, stream)
-        return stream
+            self._tell(self._admit, submission)
+        return submission
 
     def swap(self, checkpoint: Path) -> None:
         """Answer with another checkpoint from the next step on; see `Engines`. One that cannot be loaded is told in the
@@ -107,9 +107,9 @@ class AsyncEngine:
         with self._changed:
             self._tell(self._swap, checkpoint)
 
-    def _cancel(self, stream: Stream, number: int) -> None:
+    def _cancel(self, submission: Submission, number: int) -> None:
         with self._changed:
-            self._tell(self._drop, stream, number)
+            self._tell(self._drop, submission, number)
 
     def _tell(self, method: Callable, *arguments) -> None:
         self._inbox.append((method, *arguments))
@@ -162,19 +162,19 @@ class AsyncEngine:
             self._n_queued, self.n_running = engine.n_waiting, engine.n_running
             self.checkpoint = engine.checkpoint
 
-    def _admit(self, engine: Engines, stream: Stream) -> None:
-        stream.checkpoint = stream.checkpoint or engine.checkpoint
+    def _admit(self, engine: Engines, submission: Submission) -> None:
+        submission.checkpoint = submission.checkpoint or engine.checkpoint
         try:
-            for number, (prompt, params) in enumerate(stream.jobs):
-                id = stream.ids[number] = engine.add(prompt, params, stream.checkpoint)
-                self._live[id] = (stream, number)
+            for number, (prompt, params) in enumerate(submission.jobs):
+                id = submission.ids[number] = engine.add(prompt, params, submission.checkpoint)
+                self._live[id] = (submission, number)
         except QueueFull as error:
-            self._fail(engine, stream, error)
+            self._fail(engine, submission, error)
         except ValueError as error:
-            self._fail(engine, stream, Refused(str(error)))
+            self._fail(engine, submission, Refused(str(error)))
         except Exception:  # a checkpoint that does not fit into memory, say
             log.exception("a request could not be taken")
-            self._fail(engine, stream, StepFailed("the engine failed on this request"))
+            self._fail(engine, submission, StepFailed("the engine failed on this request"))
 
     def _swap(self, engine: Engines, checkpoint: Path) -> None:
         try:
@@ -184,14 +184,14 @@ class AsyncEngine:
         else:
             log.info("%s answers from now on", checkpoint)
 
-    def _drop(self, engine: Engines, stream: Stream, number: int) -> None:
-        if self._live.pop(stream.ids.get(number), None):
-            engine.cancel(stream.ids[number])
+    def _drop(self, engine: Engines, submission: Submission, number: int) -> None:
+        if self._live.pop(submission.ids.get(number), None):
+            engine.cancel(submission.ids[number])
 
-    def _fail(self, engine: Engines, stream: Stream, error: Exception) -> None:
-        for number in stream.ids:
-            self._drop(engine, stream, number)
-        self._deliver([(stream, error)])
+    def _fail(self, engine: Engines, submission: Submission, error: Exception) -> None:
+        for number in submission.ids:
+            self._drop(engine, submission, number)
+        self._deliver([(submission, error)])
 
     def _step(self, engine: Engines) -> None:
         try:
@@ -204,8 +204,8 @@ class AsyncEngine:
         events = []
         for output in outputs:
             if output.id in self._live:
-                stream, number = self._live[output.id]
-                events.append((stream, (number, output)))
+                submission, number = self._live[output.id]
+                events.append((submission, (number, output)))
                 if output.finish_reason:
                     del self._live[output.id]
         self._deliver(events)
@@ -218,8 +218,8 @@ class AsyncEngine:
         failed = engine.fail_step() or list(self._live)
         if not engine.has_work:
             failed = list(self._live)
-        for stream in {self._live[id][0] for id in failed if id in self._live}:
-            self._fail(engine, stream, StepFailed("the engine failed on this request"))
+        for submission in {self._live[id][0] for id in failed if id in self._live}:
+            self._fail(engine, submission, StepFailed("the engine failed on this request"))
 
     def _probe(self, engine: Engines) -> None:
         """Find out whether an engine whose last step failed works again."""
@@ -230,10 +230,10 @@ class AsyncEngine:
         else:
             self._trouble = None
 
-    def _deliver(self, events: list[tuple[Stream, Event | Exception]]) -> None:
+    def _deliver(self, events: list[tuple[Submission, Event | Exception]]) -> None:
         """Hand events to the event loops that wait for them: there is one, and one call."""
-        for loop in {stream.loop for stream, _ in events}:
-            own = [(stream, event) for stream, event in events if stream.loop is loop]
+        for loop in {submission.loop for submission, _ in events}:
+            own = [(submission, event) for submission, event in events if submission.loop is loop]
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens any more
                 loop.call_soon_threadsafe(_put, own)
 
@@ -242,11 +242,11 @@ class AsyncEngine:
         with self._changed:
             arrived = [arguments[0] for method, *arguments in self._inbox if method == self._admit]
             self._inbox, self._n_arriving, self._n_queued, self.n_running = [], 0, 0, 0
-        streams = {stream for stream, _ in self._live.values()} | set(arrived)
+        submissions = {submission for submission, _ in self._live.values()} | set(arrived)
         self._live = {}
-        self._deliver([(stream, Unavailable("the server has stopped")) for stream in streams])
+        self._deliver([(submission, Unavailable("the server has stopped")) for submission in submissions])
 
 
-def _put(events: list[tuple[Stream, Event | Exception]]) -> None:
-    for stream, event in events:
-        stream.put(event)
+def _put(events: list[tuple[Submission, Event | Exception]]) -> None:
+    for submission, event in events:
+        submission.put(event)

@@ -7,7 +7,9 @@ import tiktoken
 from ..generation.engine import Output, Token
 from ..generation.text import TextStream
 from ..tokenizer import token_bytes
-from .schemas import Prompt, Request
+from .answers import Logprobs
+from .fields import Prompt
+from .schemas import TextRequest
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class TokenNote:
 
 
 @dataclass
-class Piece:
+class Delta:
     """The next part of a choice."""
 
     text: str = ""
@@ -45,23 +47,22 @@ class Piece:
     slides: int = 0
 
     @property
-    def logprobs(self) -> dict[str, list]:
-        """OpenAI's legacy logprobs object."""
-        return {
-            "tokens": [note.text for note in self.notes],
-            "token_logprobs": [note.logprob for note in self.notes],
-            "top_logprobs": [note.top for note in self.notes],
-            "text_offset": [note.offset for note in self.notes],
-        }
+    def logprobs(self) -> Logprobs:
+        return Logprobs(
+            tokens=[note.text for note in self.notes],
+            token_logprobs=[note.logprob for note in self.notes],
+            top_logprobs=[note.top for note in self.notes],
+            text_offset=[note.offset for note in self.notes],
+        )
 
 
 class Choice:
-    """One text of an answer, growing: `take` makes a piece of each Output, `whole` is all of them together."""
+    """One text of an answer, growing: `take` makes a delta of each Output, `whole` is all of them together."""
 
-    def __init__(self, index: int, prompt: EncodedPrompt, request: Request, encoding: tiktoken.Encoding):
+    def __init__(self, index: int, prompt: EncodedPrompt, request: TextRequest, encoding: tiktoken.Encoding):
         self.index = index
         self.prompt = prompt
-        self.whole = Piece()
+        self.whole = Delta()
         self.n_tokens = 0
         self.last_at: float | None = None  # when its last token came, on the monotonic clock
         self._encoding = encoding
@@ -71,7 +72,7 @@ class Choice:
         self._base = len(prompt.text) if request.echo else 0
         self._held: list[TokenNote] = []
 
-    def take(self, output: Output) -> Piece:
+    def take(self, output: Output) -> Delta:
         """What an Output adds: the text that is certain, and the notes of the tokens that begin in it."""
         text = self._prompt_text(output)
         for token in output.tokens:
@@ -83,11 +84,11 @@ class Choice:
         if output.finish_reason:
             text += self._decoder.finish()
         reason = "stop" if self._decoder.stopped else output.finish_reason
-        piece = Piece(text, self._certain_notes(reason), reason, output.slides)
-        self.whole.text += piece.text
-        self.whole.notes += piece.notes
+        delta = Delta(text, self._certain_notes(reason), reason, output.slides)
+        self.whole.text += delta.text
+        self.whole.notes += delta.notes
         self.whole.finish_reason, self.whole.slides = reason, output.slides
-        return piece
+        return delta
 
     def _prompt_text(self, output: Output) -> str:
         """The prompt, if it is to be echoed and was not yet; its notes are added on the way."""

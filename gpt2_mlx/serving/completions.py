@@ -9,13 +9,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import tiktoken
+from pydantic import BaseModel
 
+from .answers import CompletionAnswer, CompletionChoice, SentenceAnswer, SentenceEvent, Usage
 from .async_engine import AsyncEngine
-from .choice import Choice, EncodedPrompt, Piece
+from .choice import Choice, Delta, EncodedPrompt
 from .errors import ApiError
-from .run import Run
-from .schemas import N_SEEDS, Request
-from .stream import QueueFull, Refused, StepFailed, Unavailable
+from .limits import N_SEEDS
+from .schemas import TextRequest
+from .served_run import ServedRun
+from .submission import QueueFull, Refused, StepFailed, Unavailable
 from .telemetry import Telemetry, request_id
 
 RETRY_AFTER = {"Retry-After": "1"}  # seconds
@@ -28,20 +31,20 @@ class Service:
     engine: AsyncEngine
     encoding: tiktoken.Encoding
     telemetry: Telemetry
-    run: Run
+    run: ServedRun
     api_key: str | None = None
     watches: bool = False  # whether a new best checkpoint of the run takes over
     created: int = field(default_factory=lambda: int(time.time()))
 
 
 class Generation:
-    """One request in the engine: `with` ends it when it is left, `pieces` brings what its choices gain.
+    """One request on its way: `with` ends it when it is left, `deltas` brings what its choices gain.
 
     Raises:
         ApiError: 429 or 503, the engine does not take it.
     """
 
-    def __init__(self, service: Service, request: Request, prompts: list[EncodedPrompt]):
+    def __init__(self, service: Service, request: TextRequest, prompts: list[EncodedPrompt]):
         self.service = service
         self.request = request
         self.prompts = prompts
@@ -51,40 +54,40 @@ class Generation:
         jobs = [(prompt.ids, params) for prompt in prompts for params in samples]
         owners = [prompt for prompt in prompts for _ in samples]
         self.choices = [Choice(i, prompt, request, service.encoding) for i, prompt in enumerate(owners)]
-        with _told():
-            self.stream = service.engine.submit(jobs, _checkpoint(service, request))
-        service.telemetry.prompt_tokens.inc(self.usage["prompt_tokens"])
+        with _as_api_errors():
+            self.submission = service.engine.submit(jobs, _checkpoint(service, request))
+        service.telemetry.prompt_tokens.inc(self.usage.prompt_tokens)
 
     def __enter__(self) -> "Generation":
         return self
 
     def __exit__(self, *_) -> None:
-        self.stream.close()
+        self.submission.close()
 
     @property
     def checkpoint(self) -> str:
-        """The name of the checkpoint that answers; known once a piece has come."""
-        return self.stream.checkpoint.name
+        """The name of the checkpoint that answers; known once a delta has come."""
+        return self.submission.checkpoint.name
 
     @property
-    def usage(self) -> dict[str, int]:
+    def usage(self) -> Usage:
         prompt, completion = sum(len(p.ids) for p in self.prompts), sum(c.n_tokens for c in self.choices)
-        return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+        return Usage(prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion)
 
-    async def pieces(self) -> AsyncIterator[tuple[Choice, Piece]]:
-        """Every choice's pieces, until all have ended.
+    async def deltas(self) -> AsyncIterator[tuple[Choice, Delta]]:
+        """What every choice gains, until all have ended.
 
         Raises:
             ApiError: 400, 500 or 503, the engine could not go on.
         """
-        with _told():
-            async for number, output in self.stream:
+        with _as_api_errors():
+            async for number, output in self.submission:
                 choice = self.choices[number]
-                piece = choice.take(output)
+                delta = choice.take(output)
                 self._observe(choice, len(output.tokens))
-                if piece.finish_reason:
-                    self.stream.cancel(number)  # at a stop string the engine would go on
-                yield choice, piece
+                if delta.finish_reason:
+                    self.submission.cancel(number)  # at a stop string the engine would go on
+                yield choice, delta
 
     def _observe(self, choice: Choice, n_tokens: int) -> None:
         """Count the tokens that came, and the time they took."""
@@ -99,7 +102,7 @@ class Generation:
         choice.last_at = now
 
 
-def _checkpoint(service: Service, request: Request) -> Path | None:
+def _checkpoint(service: Service, request: TextRequest) -> Path | None:
     """The folder of the checkpoint that a request names.
 
     Raises:
@@ -116,7 +119,7 @@ def _checkpoint(service: Service, request: Request) -> Path | None:
 
 
 @contextlib.contextmanager
-def _told() -> Iterator[None]:
+def _as_api_errors() -> Iterator[None]:
     """Turns the engine's exceptions into ApiErrors."""
     try:
         yield
@@ -136,24 +139,27 @@ class SentenceForm:
     def __init__(self, generation: Generation):
         self.generation = generation
 
-    def event(self, choice: Choice, piece: Piece) -> dict:
-        event: dict = {"index": choice.index, "text": piece.text}
-        if self.generation.request.wants_logprobs:
-            event["logprobs"] = piece.logprobs
-        return event | ({"finish_reason": piece.finish_reason} if piece.finish_reason else {})
+    def event(self, choice: Choice, delta: Delta) -> SentenceEvent:
+        optional = {"logprobs": delta.logprobs} if self.generation.request.wants_logprobs else {}
+        optional |= {"finish_reason": delta.finish_reason} if delta.finish_reason else {}
+        return SentenceEvent(index=choice.index, text=delta.text, **optional)
 
-    def last_events(self) -> list[dict]:
+    def last_events(self) -> list[SentenceAnswer]:
         return [self.answer()]
 
-    def answer(self) -> dict:
+    def answer(self) -> SentenceAnswer:
         choices, request = self.generation.choices, self.generation.request
         texts, first = [choice.prompt.text + choice.whole.text for choice in choices], choices[0].whole
-        answer = {"completed_sentence": texts[0], "finish_reason": first.finish_reason, "slides": first.slides}
-        if request.n > 1:
-            answer["completed_sentences"] = texts
-        if request.wants_logprobs:
-            answer["logprobs"] = first.logprobs
-        return answer | {"checkpoint": self.generation.checkpoint, "usage": self.generation.usage}
+        optional = {"completed_sentences": texts} if request.n > 1 else {}
+        optional |= {"logprobs": first.logprobs} if request.wants_logprobs else {}
+        return SentenceAnswer(
+            completed_sentence=texts[0],
+            finish_reason=first.finish_reason,
+            slides=first.slides,
+            checkpoint=self.generation.checkpoint,
+            usage=self.generation.usage,
+            **optional,
+        )
 
 
 class CompletionForm:
@@ -162,43 +168,45 @@ class CompletionForm:
     def __init__(self, generation: Generation):
         self.generation = generation
         self._wants_usage = generation.request.stream_options.include_usage
-        self._head = {
-            "id": f"cmpl-{request_id.get()}",
-            "object": "text_completion",
-            "created": int(time.time()),
-            "model": generation.service.run.name,
-        }
+        self._created = int(time.time())
 
-    def event(self, choice: Choice, piece: Piece) -> dict:
-        usage = {"usage": None} if self._wants_usage else {}
-        return self._object([self._choice(choice, piece)]) | usage
+    def event(self, choice: Choice, delta: Delta) -> CompletionAnswer:
+        return self._object([self._choice(choice, delta)], **({"usage": None} if self._wants_usage else {}))
 
-    def last_events(self) -> list[dict]:
-        return [self._object([]) | {"usage": self.generation.usage}] if self._wants_usage else []
+    def last_events(self) -> list[CompletionAnswer]:
+        return [self._object([], usage=self.generation.usage)] if self._wants_usage else []
 
-    def answer(self) -> dict:
+    def answer(self) -> CompletionAnswer:
         choices = [self._choice(choice, choice.whole) for choice in self.generation.choices]
-        return self._object(choices) | {"usage": self.generation.usage}
+        return self._object(choices, usage=self.generation.usage)
 
-    def _object(self, choices: list[dict]) -> dict:
-        return self._head | {"system_fingerprint": self.generation.checkpoint, "choices": choices}
+    def _object(self, choices: list[CompletionChoice], **usage: Usage | None) -> CompletionAnswer:
+        return CompletionAnswer(
+            id=f"cmpl-{request_id.get()}",
+            object="text_completion",
+            created=self._created,
+            model=self.generation.service.run.name,
+            system_fingerprint=self.generation.checkpoint,
+            choices=choices,
+            **usage,
+        )
 
-    def _choice(self, choice: Choice, piece: Piece) -> dict:
-        return {
-            "index": choice.index,
-            "text": piece.text,
-            "logprobs": piece.logprobs if self.generation.request.wants_logprobs else None,
-            "finish_reason": piece.finish_reason,
-            "slides": piece.slides,
-        }
+    def _choice(self, choice: Choice, delta: Delta) -> CompletionChoice:
+        return CompletionChoice(
+            index=choice.index,
+            text=delta.text,
+            logprobs=delta.logprobs if self.generation.request.wants_logprobs else None,
+            finish_reason=delta.finish_reason,
+            slides=delta.slides,
+        )
 
 
 Form = SentenceForm | CompletionForm
 
 
-async def whole(form: Form) -> dict:
+async def whole(form: Form) -> SentenceAnswer | CompletionAnswer:
     """The answer, once all of it is there."""
-    async for _ in form.generation.pieces():
+    async for _ in form.generation.deltas():
         pass
     return form.answer()
 
@@ -206,9 +214,9 @@ async def whole(form: Form) -> dict:
 async def events(form: Form) -> AsyncIterator[str]:
     """The data of each server-sent event; an error on the way is one of them."""
     try:
-        async for choice, piece in form.generation.pieces():
-            if piece.text or piece.notes or piece.finish_reason:
-                yield _json(form.event(choice, piece))
+        async for choice, delta in form.generation.deltas():
+            if delta.text or delta.notes or delta.finish_reason:
+                yield _json(form.event(choice, delta))
         for event in form.last_events():
             yield _json(event)
     except ApiError as error:
@@ -216,5 +224,5 @@ async def events(form: Form) -> AsyncIterator[str]:
     yield "[DONE]"
 
 
-def _json(event: dict) -> str:
-    return json.dumps(event)  # in ASCII: some clients take U+2028 for the end of a line
+def _json(event: BaseModel) -> str:
+    return json.dumps(event.model_dump(exclude_unset=True))  # in ASCII: some clients take U+2028 for the end of a line

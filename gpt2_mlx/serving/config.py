@@ -3,9 +3,11 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from ..pretrained import LoadConfig
 
-@dataclass(frozen=True)
-class ServeConfig:
+
+@dataclass(frozen=True, kw_only=True)
+class ServeConfig(LoadConfig):
     """Serve a checkpoint over HTTP."""
 
     checkpoint: str | None = None
@@ -21,12 +23,6 @@ class ServeConfig:
     eighth of the memory holds, at most 32."""
     max_queue: int = 256
     """Sequences that may wait for a slot; beyond it requests get 429."""
-    device: Literal["auto", "gpu", "cpu"] = "auto"
-    """Where to compute; auto takes the GPU where there is one."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Type of weights, cache and computation; log-probabilities are float32 always."""
-    quantize: Literal[8, 4] | None = None
-    """Round the matrices to so many bits a weight: less memory, some loss of quality. Slower on Linux CPUs."""
     api_key: str | None = None
     """Ask requests for `Authorization: Bearer KEY`; /health, /ready, /metrics and the page stay open."""
     cors_origin: tuple[str, ...] = ()

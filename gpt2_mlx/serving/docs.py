@@ -1,12 +1,9 @@
 """The OpenAPI document as a page to read."""
 
+import json
 from html import escape
 from typing import Any
 
-EXAMPLES = {
-    "/complete-sentence": '{"text": "The quick brown fox", "max_tokens": 20, "seed": 1}',
-    "/v1/completions": '{"prompt": "The quick brown fox", "max_tokens": 20, "seed": 1, "logprobs": 2}',
-}
 _FRAME = """<!doctype html>
 <html lang="en">
 <head>
@@ -49,9 +46,11 @@ def _route(title: str, path: str, facts: dict[str, Any], document: dict[str, Any
     if description := facts.get("description"):
         parts.append(f"<p>{_prose(description)}</p>")
     if body := facts.get("requestBody"):
-        command = f"curl localhost:5001{path} -d '{EXAMPLES[path]}'"
-        parts.append(f"<pre><code>{escape(command)}</code></pre><h3>Request</h3>")
-        parts.append(_table(body["content"]["application/json"], document))
+        content = body["content"]["application/json"]
+        for example in _schema(content["schema"], document).get("examples", ()):
+            command = f"curl localhost:5001{path} -d '{json.dumps(example)}'"
+            parts.append(f"<pre><code>{escape(command)}</code></pre>")
+        parts.append("<h3>Request</h3>" + _table(content, document))
     for parameter in facts.get("parameters", ()):
         parts.append(f"<p><code>?{parameter['name']}=</code> {_kind(parameter['schema'])}</p>")
     for status, response in facts["responses"].items():
@@ -74,8 +73,7 @@ def _table(content: dict[str, Any], document: dict[str, Any]) -> str:
 
 
 def _rows(reference: dict[str, str], document: dict[str, Any], prefix: str = "") -> str:
-    schema = document["components"]["schemas"][reference["$ref"].rpartition("/")[2]]
-    rows = ""
+    schema, rows = _schema(reference, document), ""
     for name, field in schema["properties"].items():
         required = "required, " if name in schema.get("required", ()) and reference["$ref"].endswith("Request") else ""
         about = f"<td>{required}{_kind(field)}</td><td>{_prose(field.get('description', ''))}</td>"
@@ -83,6 +81,10 @@ def _rows(reference: dict[str, str], document: dict[str, Any], prefix: str = "")
         for inner, mark in _inside(field):
             rows += _rows(inner, document, f"{prefix}{name}{mark}.")
     return rows
+
+
+def _schema(reference: dict[str, str], document: dict[str, Any]) -> dict[str, Any]:
+    return document["components"]["schemas"][reference["$ref"].rpartition("/")[2]]
 
 
 def _inside(field: dict[str, Any]) -> list[tuple[dict[str, str], str]]:

@@ -6,10 +6,10 @@ from pathlib import Path
 import mlx.core as mx
 
 from ..generation.engine import Engine, Output
-from ..generation.scheduler import SamplingParams
-from .stream import QueueFull
+from ..generation.params import SamplingParams
+from .submission import QueueFull
 
-MAX_ENGINES = 5  # the one that answers, and so many less one that requests have named
+MAX_ENGINES = 5  # the one that answers, and up to four that requests have named
 
 
 class Engines:
@@ -82,6 +82,11 @@ class Engines:
         """Warm up the engine that answers; those that come later run the same shapes."""
         self._stepping = self._engines[self.checkpoint]
         self._stepping.warm_up()
+
+    @property
+    def loaded(self) -> tuple[Path, ...]:
+        """The checkpoints that have an engine."""
+        return tuple(self._engines)
 
     @property
     def has_work(self) -> bool:

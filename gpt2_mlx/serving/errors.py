@@ -6,6 +6,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
+from .answers import Error, ErrorFacts, answer
+
 TYPES = {401: "authentication_error", 429: "rate_limit_error", 500: "server_error", 503: "service_unavailable"}
 
 
@@ -30,13 +32,13 @@ class ApiError(Exception):
         self.headers = headers
 
     @property
-    def body(self) -> dict:
+    def body(self) -> Error:
         kind = TYPES.get(self.status, "invalid_request_error")
-        return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
+        return Error(error=ErrorFacts(message=str(self), type=kind, param=self.param, code=self.code))
 
     @property
     def response(self) -> JSONResponse:
-        return JSONResponse(self.body, self.status, self.headers)
+        return answer(self.body, self.status, self.headers)
 
 
 def respond(_: Request, error: Exception) -> JSONResponse:

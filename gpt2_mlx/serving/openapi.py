@@ -1,93 +1,101 @@
 """The API described as OpenAPI 3.1, from the schemas of requests and answers."""
 
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel
 
 from . import answers, schemas
+from .limits import MAX_BODY
 
 _REF = "#/components/schemas/"
 _BAD = {
     "400": "A value is not allowed; `param` names the field",
     "401": "The key is missing or wrong",
-    "413": f"The body is larger than {schemas.MAX_BODY} bytes",
+    "413": f"The body is larger than {MAX_BODY} bytes",
     "415": "The Content-Type is not application/json",
     "429": "The queue is full; Retry-After says how many seconds to wait",
     "500": "The engine failed on this request",
     "503": "The model is loading, or the server is draining",
 }
-_REQUESTS = (schemas.SentenceRequest, schemas.CompletionRequest)
-_ANSWERS = (
-    answers.SentenceAnswer,
-    answers.CompletionAnswer,
-    answers.Models,
-    answers.Health,
-    answers.Ready,
-    answers.Card,
-    answers.Error,
-)
 _NULL = {"type": "null"}
 _EVENT = {"type": "object", "properties": {"data": {"type": "string"}}, "required": ["data"]}
 _KEYED = {"security": [{}, {"key": []}]}  # a key is asked for only where the server was started with one
 _ABOUT = "GPT-2 over HTTP. Same request, same text: checkpoint, prompt, parameters and seed decide it."
 
 
+_THEME = {"name": "theme", "in": "query", "schema": {"enum": ["light", "dark"], "default": "light"}}
+
+
+@dataclass(frozen=True)
+class Operation:
+    """What a route does; one with a request takes it by POST."""
+
+    path: str
+    summary: str
+    answer: type[BaseModel] | str  # a model or a media type
+    errors: tuple[str, ...] = ()
+    request: type[BaseModel] | None = None
+    description: str = ""
+    parameters: tuple[dict, ...] = ()
+
+
+OPERATIONS = (
+    Operation(
+        "/complete-sentence",
+        "Go on with a text",
+        answers.SentenceAnswer,
+        tuple(_BAD),
+        schemas.SentenceRequest,
+        "Streamed, each event has a sample's `index` and the next part of its `text`, with its `logprobs` if asked for"
+        " and at its end a `finish_reason`; the last event before `[DONE]` is the unstreamed answer.",
+    ),
+    Operation(
+        "/v1/completions",
+        "OpenAI's completions",
+        answers.CompletionAnswer,
+        tuple(_BAD),
+        schemas.CompletionRequest,
+        "Works with the `openai` package; `top_k`, `min_p`, `repetition_penalty` and `checkpoint` are additions.",
+    ),
+    Operation("/v1/models", "The model that is served", answers.Models, ("401",)),
+    Operation("/health", "Whether the process lives", answers.Health),
+    Operation("/ready", "Whether a request would be served", answers.Ready, ("503",)),
+    Operation("/card", "The model's card: its shape, what it learned from, its checkpoints", answers.Card),
+    Operation("/loss.svg", "The run's loss curve", "image/svg+xml", ("400", "404"), parameters=(_THEME,)),
+    Operation("/metrics", "Metrics for Prometheus", "text/plain"),
+)
+
+
 def document() -> dict[str, Any]:
     """The OpenAPI document."""
-    posts = {
-        "/complete-sentence": (
-            "Go on with a text",
-            "Streamed, each event has a sample's `index` and the next part of its `text`, with its `logprobs` if asked "
-            "for and at its end a `finish_reason`; the last event before `[DONE]` is the unstreamed answer.",
-            schemas.SentenceRequest,
-            answers.SentenceAnswer,
-        ),
-        "/v1/completions": (
-            "OpenAI's completions",
-            "Works with the `openai` package; `top_k`, `min_p`, `repetition_penalty` and `checkpoint` are additions.",
-            schemas.CompletionRequest,
-            answers.CompletionAnswer,
-        ),
-    }
-    theme = {"name": "theme", "in": "query", "schema": {"enum": ["light", "dark"], "default": "light"}}
-    paths = {path: {"post": _post(*told)} for path, told in posts.items()}
-    paths |= {
-        "/v1/models": {"get": _get("The model that is served", answers.Models, "401") | _KEYED},
-        "/health": {"get": _get("Whether the process lives", answers.Health)},
-        "/ready": {"get": _get("Whether a request would be served", answers.Ready, "503")},
-        "/card": {"get": _get("The model's card: its shape, what it learned from, its checkpoints", answers.Card)},
-        "/loss.svg": {"get": _get("The run's loss curve", "image/svg+xml", "400", "404") | {"parameters": [theme]}},
-        "/metrics": {"get": _get("Metrics for Prometheus", "text/plain")},
-    }
-    models = (*_REQUESTS, *_ANSWERS)
+    models = [model for each in OPERATIONS for model in (each.request, each.answer) if isinstance(model, type)]
     return {
         "openapi": "3.1.0",
         "info": {"title": "gpt2_mlx", "version": "1", "description": _ABOUT},
-        "paths": paths,
+        "paths": {each.path: {"post" if each.request else "get": _describe(each)} for each in OPERATIONS},
         "components": {
-            "schemas": {name: schema for model in models for name, schema in _schemas(model).items()},
+            "schemas": {name: schema for model in (*models, answers.Error) for name, schema in _schemas(model).items()},
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
         },
     }
 
 
-def _post(summary: str, description: str, request: type[BaseModel], answer: type[BaseModel]) -> dict[str, Any]:
-    good = {"description": "The whole text, or with `stream` its events", "content": _content(answer)}
-    good["content"]["text/event-stream"] = {"schema": _EVENT}
-    return {
-        "summary": summary,
-        "description": description,
-        "requestBody": {"required": True, "content": _content(request)},
-        "responses": {"200": good} | {status: _error(status) for status in _BAD},
-    } | _KEYED
-
-
-def _get(summary: str, answer: type[BaseModel] | str, *bad: str) -> dict[str, Any]:
-    content = {answer: {"schema": {"type": "string"}}} if isinstance(answer, str) else _content(answer)
-    return {
-        "summary": summary,
-        "responses": {"200": {"description": summary, "content": content}} | {status: _error(status) for status in bad},
-    }
+def _describe(operation: Operation) -> dict[str, Any]:
+    is_model = isinstance(operation.answer, type)
+    content = _content(operation.answer) if is_model else {operation.answer: {"schema": {"type": "string"}}}
+    good = {"description": operation.summary, "content": content}
+    facts: dict[str, Any] = {"summary": operation.summary}
+    if operation.description:
+        facts["description"] = operation.description
+    if operation.request:
+        facts["requestBody"] = {"required": True, "content": _content(operation.request)}
+        good = {"description": "The whole text, or with `stream` its events", "content": content}
+        content["text/event-stream"] = {"schema": _EVENT}
+    if operation.parameters:
+        facts["parameters"] = list(operation.parameters)
+    facts["responses"] = {"200": good} | {status: _error(status) for status in operation.errors}
+    return facts | (_KEYED if "401" in operation.errors else {})
 
 
 def _content(model: type[BaseModel]) -> dict[str, Any]:
@@ -106,7 +114,7 @@ def _schemas(model: type[BaseModel]) -> dict[str, Any]:
         each.pop("title", None)
         for field in each["properties"].values():
             field.pop("title", None)
-    if model in _REQUESTS:
+    if issubclass(model, schemas.TextRequest):
         fields = schema["properties"]
         own = dict.fromkeys([*schema["required"], *model.__annotations__, *fields])  # those of the base class last
         schema["properties"] = {n: fields[n] if n in schema["required"] else _or_null(fields[n]) for n in own}

@@ -8,8 +8,9 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from . import docs, openapi
+from .answers import answer
 from .errors import ApiError
-from .run import INKS
+from .served_run import INKS
 
 PAGE = Path(__file__).parent / "page"
 FILES = {
@@ -41,8 +42,9 @@ def routes() -> tuple[Route, ...]:
 
 async def card(request: Request) -> Response:
     service = request.app.state.service
-    told = await run_in_threadpool(service.run.card, service.engine.checkpoint)
-    return JSONResponse(told | {"watch": service.watches, "unready": service.engine.unready})
+    engine = service.engine
+    card = await run_in_threadpool(service.run.card, engine.checkpoint, service.watches, engine.unready)
+    return answer(card)
 
 
 async def loss_curve(request: Request) -> Response:
@@ -57,7 +59,7 @@ async def loss_curve(request: Request) -> Response:
 
 
 def _file(path: str, content: bytes, kind: str) -> Route:
-    async def answer(_: Request) -> Response:
+    async def send(_: Request) -> Response:
         return Response(content, media_type=kind, headers=HEADERS)
 
-    return Route(path, answer)
+    return Route(path, send)

@@ -1,4 +1,4 @@
-"""The loss of a model on tokens it does not learn from: a run's validation and `python -m gpt2_mlx evaluate`."""
+"""The loss of a model on tokens it does not learn from: a run's validation and `gpt2-mlx evaluate`."""
 
 import math
 from collections.abc import Iterable
@@ -10,12 +10,13 @@ import tiktoken
 from tqdm import tqdm
 
 from .. import device, tokenizer
+from ..corpus.loader import IGNORE, Windows, evaluation_batches
+from ..corpus.shards import Tokens
 from ..model import GPT2
-from . import ranks, shards
-from .data import evaluation_batches
-from .loss import IGNORE, cross_entropy_by_token
+from . import ranks
+from .loss import cross_entropy_by_token
 
-_PIECE = 1 << 22  # tokens to hold in memory at a time
+_COUNTED_AT_ONCE = 1 << 22  # tokens to hold in memory
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Evaluator:
         """The summed loss of each row, in nats: (B, T) int32 and targets, some of them `IGNORE`, -> (B,) float64."""
         return np.array(self._rows(mx.array(tokens), mx.array(targets)), np.float64)
 
-    def sums(self, batches: Iterable[tuple[np.ndarray, np.ndarray]], name: str) -> tuple[float, int]:
+    def sums(self, batches: Iterable[Windows], name: str) -> tuple[float, int]:
         """The loss summed over batches of `evaluation_batches`, and the tokens that count; `name` is for the bar.
 
         The processes share the batches out, and all get the sum that one alone would get.
@@ -74,7 +75,7 @@ class Evaluator:
 
     def _rows(self, tokens: mx.array, targets: mx.array) -> mx.array:
         parts = []
-        for stream, rows in device.shards(self._streams, len(tokens)):
+        for stream, rows in device.split(len(tokens), self._streams):
             with mx.stream(stream):
                 losses = cross_entropy_by_token(self.model.hidden(tokens[rows]), _head(self.model), targets[rows])
                 parts.append(mx.sum(losses, axis=-1))
@@ -92,7 +93,7 @@ def _head(model: GPT2) -> mx.array:
 def score_text(
     model: GPT2,
     encoding: tiktoken.Encoding,
-    tokens: shards.Tokens | np.ndarray,
+    tokens: Tokens | np.ndarray,
     stride: int | None = None,
     batch_size: int = 8,
 ) -> Score:
@@ -110,19 +111,20 @@ def score_text(
         raise ValueError(f"--stride is {stride}; it must be at least 1 and at most the model's block_size, {T}")
     if len(tokens) < 2:
         raise ValueError(f"the text is too short: {len(tokens)} tokens; to be scored it must have at least 2")
-    counts = _counts(tokens)
+    counts = _token_counts(tokens)
     largest = int(np.flatnonzero(counts)[-1])
     if largest >= model.config.vocab_size:
         raise ValueError(f"the text has the token {largest}; the model knows those below {model.config.vocab_size}")
-    batches = evaluation_batches(tokens, batch_size, T, stride, IGNORE)
+    batches = evaluation_batches(tokens, batch_size, T, stride)
     total, count = Evaluator(model, device.streams(batch_size)).sums(batches, "windows")
-    return Score(total / count, count, _bytes(encoding, counts - _counts(tokens[:1])))
+    return Score(total / count, count, _bytes(encoding, counts - _token_counts(tokens[:1])))
 
 
-def _counts(tokens: shards.Tokens | np.ndarray) -> np.ndarray:
+def _token_counts(tokens: Tokens | np.ndarray) -> np.ndarray:
     """How often each token is there: (65536,)."""
-    pieces = (np.asarray(tokens[start : start + _PIECE]) for start in range(0, len(tokens), _PIECE))
-    return sum(np.bincount(piece, minlength=2**16) for piece in pieces)
+    n = _COUNTED_AT_ONCE
+    parts = (np.asarray(tokens[start : start + n]) for start in range(0, len(tokens), n))
+    return sum(np.bincount(part, minlength=2**16) for part in parts)
 
 
 def _bytes(encoding: tiktoken.Encoding, counts: np.ndarray) -> int:

@@ -9,9 +9,9 @@ import tiktoken
 from tqdm import tqdm
 
 from .. import device
+from ..corpus.loader import IGNORE
 from ..model import GPT2
 from .evaluation import Evaluator
-from .loss import IGNORE
 
 BUCKET = 32  # rows are padded to a multiple, so that shapes stay few
 
@@ -85,9 +85,9 @@ def score(model: GPT2, encoding: tiktoken.Encoding, items: list[Item], batch_siz
     """
     if model.config.vocab_size < encoding.n_vocab:
         raise ValueError(f"the model's vocab_size is {model.config.vocab_size}; HellaSwag needs {encoding.n_vocab}")
-    rows = [row for item in items for row in _rows(encoding, item, model.config.block_size)]
-    sums = _losses(model, rows, batch_size)
-    means = sums / [(targets != IGNORE).sum() for _, targets in rows]
+    windows = [window for item in items for window in rows(encoding, item, model.config.block_size)]
+    sums = _losses(model, windows, batch_size)
+    means = sums / [(targets != IGNORE).sum() for _, targets in windows]
     right = right_norm = start = 0
     for item in items:
         own = slice(start, start + len(item.endings))
@@ -97,29 +97,29 @@ def score(model: GPT2, encoding: tiktoken.Encoding, items: list[Item], batch_siz
     return HellaSwagScore(len(items), int(right), int(right_norm))
 
 
-def _rows(encoding: tiktoken.Encoding, item: Item, block_size: int) -> list[tuple[np.ndarray, np.ndarray]]:
+def rows(encoding: tiktoken.Encoding, item: Item, block_size: int) -> list[tuple[np.ndarray, np.ndarray]]:
     """Tokens and targets, (n,) each, of a context with each of its endings."""
     context = encoding.encode_ordinary(item.context)
-    rows = []
+    found = []
     for ending in item.endings:
         tokens = np.array(context + encoding.encode_ordinary(" " + ending), np.int32)
         targets = tokens[1:].copy()
         targets[: len(context) - 1] = IGNORE
-        rows.append((tokens[:-1][-block_size:], targets[-block_size:]))
-    return rows
+        found.append((tokens[:-1][-block_size:], targets[-block_size:]))
+    return found
 
 
-def _losses(model: GPT2, rows: list[tuple[np.ndarray, np.ndarray]], batch_size: int) -> np.ndarray:
-    """The summed loss of each row, (len(rows),): rows of about the same length go together."""
-    evaluator, losses = Evaluator(model, device.streams(batch_size)), np.empty(len(rows))
-    order = sorted(range(len(rows)), key=lambda i: -len(rows[i][0]))
-    with tqdm(total=len(rows), desc="hellaswag", unit="ending", leave=False, disable=None) as bar:
-        for start in range(0, len(rows), batch_size):
+def _losses(model: GPT2, windows: list[tuple[np.ndarray, np.ndarray]], batch_size: int) -> np.ndarray:
+    """The summed loss of each, (len(windows),): those of about the same length go together."""
+    evaluator, losses = Evaluator(model, device.streams(batch_size)), np.empty(len(windows))
+    order = sorted(range(len(windows)), key=lambda i: -len(windows[i][0]))
+    with tqdm(total=len(windows), desc="hellaswag", unit="ending", leave=False, disable=None) as bar:
+        for start in range(0, len(windows), batch_size):
             some = order[start : start + batch_size]
-            width = min(-(-len(rows[some[0]][0]) // BUCKET) * BUCKET, model.config.block_size)
+            width = min(-(-len(windows[some[0]][0]) // BUCKET) * BUCKET, model.config.block_size)
             tokens, targets = np.zeros((batch_size, width), np.int32), np.full((batch_size, width), IGNORE, np.int32)
             for place, i in enumerate(some):
-                tokens[place, : len(rows[i][0])], targets[place, : len(rows[i][1])] = rows[i]
+                tokens[place, : len(windows[i][0])], targets[place, : len(windows[i][1])] = windows[i]
             losses[some] = evaluator.rows(tokens, targets)[: len(some)]
             bar.update(len(some))
     return losses

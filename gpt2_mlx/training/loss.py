@@ -5,16 +5,15 @@ Shapes: N tokens, C n_embd, V vocab_size.
 
 import mlx.core as mx
 
-from .. import device
-
-IGNORE = -1  # a target that does not count
+from .. import device, elementwise
+from ..corpus.loader import IGNORE
 
 
 def cross_entropy(hidden: mx.array, wte: mx.array, targets: mx.array) -> tuple[mx.array, mx.array]:
     """The summed cross entropy of softmax(hidden @ wte.T) against the targets, in nats.
 
-    Works through the tokens in chunks, so that only a chunk's logits exist at a time, and makes the gradient while
-    they are there: each exponential is computed once, for value and gradient together.
+    Takes a part of the tokens at a time, so that only its logits exist, and makes the gradient while they are there:
+    each exponential is computed once, for value and gradient together.
 
     Args:
         hidden: (..., C) what the head is applied to.
@@ -37,9 +36,9 @@ def cross_entropy_by_token(hidden: mx.array, wte: mx.array, targets: mx.array) -
     """
     hidden, flat = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
     log_totals = []
-    for chunk in _chunks(len(hidden), wte):
-        h = mx.depends(hidden[chunk], log_totals[-1:])  # one chunk after the other
-        _, _, log_total = _exponentials(h, wte)
+    for part in _parts(len(hidden), wte):
+        h = mx.depends(hidden[part], log_totals[-1:])  # one part after the other
+        _, _, log_total = _softmax_terms(h, wte)
         log_totals.append(log_total)
     return _losses(hidden, wte[mx.maximum(flat, 0)], mx.concatenate(log_totals), flat).reshape(targets.shape)
 
@@ -51,19 +50,19 @@ def _loss_and_gradients(hidden: mx.array, wte: mx.array, targets: mx.array) -> t
     With p = softmax(logits), d loss / d logits = p - one_hot(target). The one_hot's share of the gradients needs no
     logits; p's is made with its divisor applied to the small matrices.
     """
-    counts = _counts(targets)  # (N, 1)
+    counted = _counted(targets)  # (N, 1)
     log_totals, d_hidden, d_wte = [], [], mx.zeros(wte.shape)
-    for chunk in _chunks(len(hidden), wte):
-        h = mx.depends(hidden[chunk], [d_wte, *d_hidden[-1:]])  # (n, C), one chunk after the other
-        e, total, log_total = _exponentials(h, wte)
-        scale = counts[chunk] / total  # (n, 1)
+    for part in _parts(len(hidden), wte):
+        h = mx.depends(hidden[part], [d_wte, *d_hidden[-1:]])  # (n, C), one part after the other
+        e, total, log_total = _softmax_terms(h, wte)
+        scale = counted[part] / total  # (n, 1)
         log_totals.append(log_total)
         d_hidden.append((e @ wte) * scale)
         d_wte = mx.addmm(d_wte, e.T, h * scale)
     at_target = wte[mx.maximum(targets, 0)]  # (N, C)
     loss = mx.sum(_losses(hidden, at_target, mx.concatenate(log_totals), targets))
-    d_hidden = mx.concatenate(d_hidden) - counts * at_target
-    return loss, d_hidden, d_wte.at[mx.maximum(targets, 0)].add(-counts * hidden)
+    d_hidden = mx.concatenate(d_hidden) - counted * at_target
+    return loss, d_hidden, d_wte.at[mx.maximum(targets, 0)].add(-counted * hidden)
 
 
 @_loss_and_gradients.vjp
@@ -74,26 +73,26 @@ def _vjp(primals, cotangents, outputs):
     return (loss * d_hidden).astype(hidden.dtype), (loss * d_wte).astype(wte.dtype), mx.zeros_like(targets)
 
 
-def _chunks(n: int, wte: mx.array) -> list[slice]:
+def _parts(n: int, wte: mx.array) -> list[slice]:
     rows = device.logits_rows(len(wte))
     return [slice(start, start + rows) for start in range(0, n, rows)]
 
 
-def _exponentials(h: mx.array, wte: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+def _softmax_terms(h: mx.array, wte: mx.array) -> tuple[mx.array, mx.array, mx.array]:
     """h (n, C) -> exp(logits - peak) (n, V), its sum (n, 1), and the log of the sum of exp(logits) (n, 1)."""
     logits = (h @ wte.T).astype(mx.float32)
     peak = mx.max(logits, axis=-1, keepdims=True)
-    e = device.exp_of_negative(logits - peak)
+    e = elementwise.exp_of_negative(logits - peak)
     total = mx.sum(e, axis=-1, keepdims=True)
     return e, total, mx.log(total) + peak
 
 
 def _losses(hidden: mx.array, at_target: mx.array, log_total: mx.array, targets: mx.array) -> mx.array:
     target_logit = mx.sum(hidden.astype(mx.float32) * at_target, axis=-1, keepdims=True)  # (N, 1)
-    return _counts(targets) * (log_total - target_logit)  # (N, 1)
+    return _counted(targets) * (log_total - target_logit)  # (N, 1)
 
 
-def _counts(targets: mx.array) -> mx.array:
+def _counted(targets: mx.array) -> mx.array:
     return (targets != IGNORE)[:, None].astype(mx.float32)  # (N, 1)
 
 

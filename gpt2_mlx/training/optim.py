@@ -5,7 +5,7 @@ import math
 
 import mlx.core as mx
 import mlx.optimizers as optim
-from mlx.utils import tree_flatten, tree_map
+from mlx.utils import tree_flatten, tree_map, tree_merge
 
 from ..model import GPT2
 from .config import TrainConfig
@@ -22,22 +22,30 @@ def learning_rate(step: int, config: TrainConfig) -> float:
     return config.min_lr + (config.learning_rate - config.min_lr) * (1 + math.cos(math.pi * min(1, progress))) / 2
 
 
-class AdamW(optim.AdamW):
-    """MLX's AdamW (Loshchilov & Hutter 2019) in a form that `mx.compile` makes one kernel a parameter of.
+class _Guarded(optim.Optimizer):
+    """A rule of MLX that can be told not to take a step."""
 
-    Attributes:
-        taken: (), whether this step counts; where it does not, moments stay as they are.
-    """
+    def apply_gradients(self, gradients: dict, parameters: dict, rate: mx.array, taken: mx.array) -> dict:
+        """The new parameters. Where `taken` (), is false, they and all of the state are the old ones."""
+        step = self.step
+        self.learning_rate, self._taken = mx.where(taken, rate, 0), taken
+        updated = super().apply_gradients(gradients, parameters)
+        self.state["step"] = mx.where(taken, self.step, step)
+        return updated
+
+
+class AdamW(_Guarded, optim.AdamW):
+    """MLX's AdamW (Loshchilov & Hutter 2019) in a form of which `mx.compile` makes one kernel a parameter."""
 
     def apply_single(self, gradient: mx.array, parameter: mx.array, state: dict) -> mx.array:
         (b1, b2), rate, step = self.betas, self.learning_rate, self.step
-        state["m"] = state["m"] + mx.where(self.taken, 1 - b1, 0) * (gradient - state["m"])
-        state["v"] = state["v"] + mx.where(self.taken, 1 - b2, 0) * (gradient * gradient - state["v"])
+        state["m"] = state["m"] + mx.where(self._taken, 1 - b1, 0) * (gradient - state["m"])
+        state["v"] = state["v"] + mx.where(self._taken, 1 - b2, 0) * (gradient * gradient - state["v"])
         denominator = mx.sqrt(state["v"]) * mx.rsqrt(1 - b2**step) + self.eps
         return parameter * (1 - rate * self.weight_decay) - rate / (1 - b1**step) * state["m"] / denominator
 
 
-class Muon(optim.Muon):
+class Muon(_Guarded, optim.Muon):
     """MLX's Muon (Jordan et al. 2024) with decoupled weight decay, at AdamW's scale.
 
     An orthogonal (m, n) update has elements of root mean square 1 / sqrt(max(m, n)). Scaled by 0.2 sqrt(max(m, n)),
@@ -46,10 +54,7 @@ class Muon(optim.Muon):
 
     Args:
         decay: the weight decay.
-        streams: what parameters are updated on, in turns.
-
-    Attributes:
-        taken: (), whether this step counts; where it does not, the momentum stays as it is.
+        streams: those that update the parameters, in turns.
     """
 
     def __init__(self, decay: float, streams: list[mx.Stream]):
@@ -63,8 +68,19 @@ class Muon(optim.Muon):
             v = state["v"]
             moved = super().apply_single(gradient, mx.zeros_like(parameter), state)
             moved = moved * (0.2 * max(m, n) ** 0.5 / max(1, m / n) ** 0.5)  # MLX has scaled it by max(1, m / n)^0.5
-            state["v"] = mx.where(self.taken, state["v"], v)
+            state["v"] = mx.where(self._taken, state["v"], v)
             return parameter * (1 - self.learning_rate * self.decay) + moved
+
+
+class Rules(optim.MultiOptimizer):
+    """Several rules, each for its own parameters."""
+
+    def apply_gradients(self, gradients: dict, parameters: dict, rate: mx.array, taken: mx.array) -> dict:
+        """As `_Guarded.apply_gradients`."""
+        updated: dict = {}
+        for rule, own in zip(self.optimizers, self._split_dictionary(gradients)):
+            updated = tree_merge(updated, rule.apply_gradients(own, parameters, rate, taken))
+        return updated
 
 
 def group(name: str, parameter: mx.array, optimizer: str) -> str:
@@ -74,7 +90,7 @@ def group(name: str, parameter: mx.array, optimizer: str) -> str:
     return "muon" if optimizer == "muon" and name.startswith("h.") else "decay"
 
 
-def build(config: TrainConfig, model: GPT2, streams: list[mx.Stream]) -> optim.MultiOptimizer:
+def build(config: TrainConfig, model: GPT2, streams: list[mx.Stream]) -> Rules:
     """The optimizer of a run, its state made, to be used by `guarded_update`."""
 
     def adamw(weight_decay: float) -> AdamW:
@@ -85,7 +101,7 @@ def build(config: TrainConfig, model: GPT2, streams: list[mx.Stream]) -> optim.M
 
     rules = [Muon(config.weight_decay, streams)] if config.optimizer == "muon" else []
     filters = [is_in("muon")] if config.optimizer == "muon" else []
-    optimizer = optim.MultiOptimizer(
+    optimizer = Rules(
         [*rules, adamw(config.weight_decay), adamw(0.0)],
         [*filters, is_in("decay")],
     )
@@ -95,7 +111,7 @@ def build(config: TrainConfig, model: GPT2, streams: list[mx.Stream]) -> optim.M
 
 
 def guarded_update(
-    model: GPT2, optimizer: optim.MultiOptimizer, sums: dict, count: mx.array, rate: mx.array, max_norm: float
+    model: GPT2, optimizer: Rules, sums: dict, count: mx.array, rate: mx.array, max_norm: float
 ) -> tuple[mx.array, mx.array]:
     """Clip the gradients to a global norm (0: do not) and update the model, unless the norm is not finite.
 
@@ -113,17 +129,11 @@ def guarded_update(
     taken = mx.isfinite(norm)
     factor = (mx.minimum(1, max_norm / (norm + 1e-6)) if max_norm > 0 else 1) / count
     gradients = tree_map(lambda g: mx.where(taken, g * factor, 0), sums)
-    steps = [rule.step for rule in optimizer.optimizers]
-    optimizer.learning_rate = mx.where(taken, rate, 0)
-    for rule in optimizer.optimizers:
-        rule.taken = taken
-    model.update(optimizer.apply_gradients(gradients, model.trainable_parameters()))
-    for rule, step in zip(optimizer.optimizers, steps):
-        rule.state["step"] = mx.where(taken, rule.step, step)
+    model.update(optimizer.apply_gradients(gradients, model.trainable_parameters(), rate, taken))
     return norm, taken
 
 
-def set_state(optimizer: optim.MultiOptimizer, state: dict) -> None:
+def set_state(optimizer: Rules, state: dict) -> None:
     """Give the optimizer another state of the same shape."""
     _assign(optimizer.state, state)
 

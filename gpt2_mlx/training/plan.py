@@ -3,20 +3,16 @@
 import dataclasses
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import mlx.core as mx
-import numpy as np
 
 from .. import device
 from ..model import GPT2
-from . import memory, ranks
+from . import memory, ranks, step
 from .config import TrainConfig
-from .data import TokenDataset
-from .trainer import Trainer
 
 
-def choices(config: TrainConfig) -> Iterator[TrainConfig]:
+def ways(config: TrainConfig) -> Iterator[TrainConfig]:
     """Ways to take the same step: in ever smaller micro-batches, first with activations kept, then made anew."""
     for checkpoint in sorted({config.grad_checkpoint, True}):
         for n in range(config.batch_size, 0, -1):
@@ -25,24 +21,24 @@ def choices(config: TrainConfig) -> Iterator[TrainConfig]:
                 yield dataclasses.replace(config, batch_size=n, grad_accum_steps=accum, grad_checkpoint=checkpoint)
 
 
-def fit(config: TrainConfig, given: bool, processes: int = 1) -> TrainConfig:
+def choose(config: TrainConfig, given: bool, processes: int = 1) -> TrainConfig:
     """Resolved settings whose step fits this machine and those of all processes.
 
     Args:
         config: the settings.
-        given: whether their micro-batch was asked for; else the first of `choices` that fits is taken.
+        given: whether their micro-batch was asked for; else the first of `ways` that fits is taken.
         processes: how many train together.
 
     Raises:
         ValueError: none fits; the message shows the numbers.
     """
     budget = device.memory(ranks.here())
-    ways = [config] if given else list(choices(config))
-    fitting = (i for i, way in enumerate(ways) if memory.peak(way, processes) <= budget)
-    chosen = ranks.most(next(fitting, len(ways)))
-    if chosen < len(ways):
-        return ways[chosen]
-    way = ways[-1]
+    allowed = [config] if given else list(ways(config))
+    fitting = (i for i, way in enumerate(allowed) if memory.peak(way, processes) <= budget)
+    chosen = ranks.largest(next(fitting, len(allowed)))
+    if chosen < len(allowed):
+        return allowed[chosen]
+    way = allowed[-1]
     flags = f"--batch-size {way.batch_size}" + (" --grad-checkpoint" if way.grad_checkpoint else "")
     raise ValueError(
         f"{config.model_name()} with {flags} does not fit: it needs {memory.describe(memory.predict(way, processes))},"
@@ -53,13 +49,12 @@ def fit(config: TrainConfig, given: bool, processes: int = 1) -> TrainConfig:
 def measure(config: TrainConfig) -> tuple[float, float]:
     """The seconds and the peak in bytes of a step of one micro-batch, the step after the one that compiles."""
     model = GPT2(config.model_config(), config.seed)
-    mx.eval(model.parameters())
-    trainer = Trainer(config, model, TokenDataset(np.empty(0, np.uint16)), Path())
+    take_step = step.build(config, model)
     tokens = mx.arange(config.batch_size * config.block_size).reshape(config.batch_size, -1) % model.config.vocab_size
     for _ in range(2):
         mx.reset_peak_memory()
         began = time.perf_counter()
-        mx.eval(trainer.train_step([(tokens, tokens)], 0.0), model.state, trainer.optimizer.state)
+        mx.eval(take_step([(tokens, tokens)], 0.0), take_step.state)
     return time.perf_counter() - began, mx.get_peak_memory()
 
 
@@ -68,24 +63,24 @@ def report(config: TrainConfig, processes: int = 1) -> str:
     budget = device.memory(ranks.here())
     seconds, peak = measure(config)
     windows = config.batch_size * config.grad_accum_steps
-    step = seconds / config.batch_size * windows / processes
+    per_step = seconds / config.batch_size * windows / processes
     predicted = memory.peak(dataclasses.replace(config, grad_accum_steps=processes), processes)
     lines = [
         f"device: {device.description()}, {budget / 1e9:.1f} GB for a run",
         f"step:   {windows} x {config.block_size} tokens, {config.model_name()}, {config.dtype}, taken as",
         "--batch-size  --grad-accum-steps  --grad-checkpoint  peak GB   s/step",
-        *(_row(way, config, step, budget, processes) for way in dict.fromkeys([config, *choices(config)])),
+        *(_row(way, config, per_step, budget, processes) for way in dict.fromkeys([config, *ways(config)])),
         f"peak:   {memory.describe(memory.predict(config, processes))}",
         f"micro:  {seconds:.2f} s, {peak / 1e9:.2f} GB measured, {predicted / 1e9:.2f} predicted",
-        f"run:    {config.max_steps} steps, about {config.max_steps * step / 3600:.1f} hours",
+        f"run:    {config.max_steps} steps, about {config.max_steps * per_step / 3600:.1f} hours",
     ]
     return "\n".join(lines)
 
 
-def _row(way: TrainConfig, config: TrainConfig, step: float, budget: int, processes: int) -> str:
+def _row(way: TrainConfig, config: TrainConfig, per_step: float, budget: int, processes: int) -> str:
     size = memory.peak(way, processes)
     passes = 4 / 3 if way.grad_checkpoint > config.grad_checkpoint else 1  # forward, twice as much backward, forward
     remade = "yes" if way.grad_checkpoint else "no"
     note = "  this run" if way == config else "" if size <= budget else "  does not fit"
     sizes = f"{way.batch_size:>12}  {way.grad_accum_steps:>18}  {remade:>17}"
-    return f"{sizes}  {size / 1e9:>7.2f}  {step * passes:>7.2f}{note}"
+    return f"{sizes}  {size / 1e9:>7.2f}  {per_step * passes:>7.2f}{note}"

@@ -52,7 +52,7 @@ def total(array: mx.array) -> mx.array:
     return mx.distributed.all_sum(array)
 
 
-def most(number: int) -> int:
+def largest(number: int) -> int:
     """The largest of the processes' numbers."""
     return mx.distributed.all_max(mx.array(number)).item()
 

@@ -1,18 +1,19 @@
 """What a run tells: events to metrics.jsonl, lines to the console, a progress bar where there is a terminal."""
 
+import os
 import sys
 from pathlib import Path
 
 from tqdm import tqdm
 
-from .. import device
-from ..metrics import MetricsLog
+from .. import device, metrics
+from . import ranks
 from .config import TrainConfig
 from .evaluation import perplexity
 
 
 class Report:
-    """Tells of one call of `Trainer.fit`; close it when that ends.
+    """Tells of one call of `Trainer.fit`; close it when that ends. Of several processes only the first is heard.
 
     The loss of a train event is the mean since the one before. The first step has its own: it should be about ln V.
 
@@ -23,11 +24,11 @@ class Report:
     """
 
     def __init__(self, run: Path, step: int, config: TrainConfig):
-        self._log = MetricsLog(run / "metrics.jsonl")
+        self._log = run / "metrics.jsonl" if ranks.is_first() else Path(os.devnull)
         self._max_steps, self._log_interval = config.max_steps, config.log_interval
         self._tokens_per_step = config.grad_accum_steps * config.batch_size * config.block_size
-        # disable=None: no bar where stderr is no terminal
-        self._bar = tqdm(initial=step, total=self._max_steps, unit="step", disable=None, dynamic_ncols=True)
+        hidden = None if ranks.is_first() else True  # None: no bar where stderr is no terminal
+        self._bar = tqdm(initial=step, total=self._max_steps, unit="step", disable=hidden, dynamic_ncols=True)
         self._steps, self._seconds, self._loss = 0, 0.0, 0.0  # sums since the last train event
 
     def step(
@@ -46,7 +47,7 @@ class Report:
         self._steps, self._seconds, self._loss = self._steps + 1, self._seconds + seconds, self._loss + loss
         self._bar.update()
         if not taken:
-            self._log.write("skip", step, loss=loss, grad_norm=grad_norm, loss_scale=loss_scale)
+            metrics.write(self._log, "skip", step, loss=loss, grad_norm=grad_norm, loss_scale=loss_scale)
             self.say(f"step {step}: skipped, its gradients are not finite (loss {loss}, loss scale now {loss_scale:g})")
         if step == 1 or step % self._log_interval == 0 or step == self._max_steps:
             self._train_event(
@@ -57,7 +58,7 @@ class Report:
         seconds_per_step = self._seconds / self._steps
         speed = self._tokens_per_step / seconds_per_step
         memory = round(device.peak_memory_gb(), 3)
-        self._log.write("train", step, **numbers, tokens_per_s=round(speed, 1), peak_memory_gb=memory)
+        metrics.write(self._log, "train", step, **numbers, tokens_per_s=round(speed, 1), peak_memory_gb=memory)
         self._bar.set_postfix_str(f"loss {numbers['loss']:.3f}, {speed:,.0f} tokens/s")
         if self._bar.disable:
             left = tqdm.format_interval((self._max_steps - step) * seconds_per_step)
@@ -68,24 +69,20 @@ class Report:
         self._steps, self._seconds, self._loss = 0, 0.0, 0.0
 
     def validation(self, step: int, loss: float, is_best: bool) -> None:
-        self._log.write("eval", step, val_loss=loss)
+        metrics.write(self._log, "eval", step, val_loss=loss)
         self.say(f"step {step:>6}: val loss {loss:.4f}{' (best so far)' if is_best else ''}")
 
     def test(self, step: int, loss: float) -> None:
         """`step` is the one whose weights were tested."""
-        self._log.write("test", step, loss=loss, perplexity=perplexity(loss))
+        metrics.write(self._log, "test", step, loss=loss, perplexity=perplexity(loss))
         self.say(f"test loss {loss:.4f}, perplexity {perplexity(loss):.1f} (weights of step {step})")
 
     def sample(self, step: int, prompt: str, text: str) -> None:
-        self._log.write("sample", step, prompt=prompt, text=text)
+        metrics.write(self._log, "sample", step, prompt=prompt, text=text)
         self.say(f"--- sample at step {step}\n{text}\n---")
 
-    def saved(self, step: int, folder: Path) -> None:
-        self._log.write("save", step, path=folder.name)
-        self._log.sync()
-
     def end(self, step: int, reason: str, elapsed: float) -> None:
-        self._log.write("end", step, reason=reason, elapsed_s=round(elapsed, 3))
+        metrics.write(self._log, "end", step, reason=reason, elapsed_s=round(elapsed, 3))
 
     def say(self, line: str) -> None:
         """Print a line above the bar."""
@@ -94,11 +91,3 @@ class Report:
 
     def close(self) -> None:
         self._bar.close()
-        self._log.close()
-
-
-class Silence:
-    """The report of a process that is not the first: it tells nothing."""
-
-    def __getattr__(self, name: str):
-        return lambda *_, **__: None

@@ -1,81 +1,34 @@
-"""Opening a run: from settings to a trainer that is ready, in a run folder that says how it was made."""
+"""Opening a run: from what is settled to a trainer that is ready, in a run folder that says how it was made."""
 
 import dataclasses
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TextIO
 
 import mlx.core as mx
 from mlx.utils import tree_map
 
-from .. import checkpoint, device, metrics, pretrained
-from ..config import GPT2Config
+from .. import checkpoint, device, metrics
+from ..corpus.dataset import SPLITS, TokenDataset
+from ..corpus.source import Source
 from ..files import lock, new_file, remove_leftovers
 from ..model import GPT2
-from . import ranks
-from .config import SHAPE, TrainConfig, flag
-from .data import SPLITS, TokenDataset
-from .text import Source
+from . import ranks, step
+from .config import TrainConfig
+from .settle import Settled, read_facts
 from .trainer import Trainer
 
-# What a resumed run must share with the one that was stopped, or it would be another run.
-_FIXED = (*SHAPE, "preset", "init_from", "batch_size", "grad_accum_steps", "optimizer", "dtype", "seed", "eval_tokens")
 
-
-def saved_settings(run: Path) -> TrainConfig | None:
-    """The settings a run was started with, None where there is no run yet.
-
-    Raises:
-        ValueError: train.json is not one of ours.
-    """
-    path = run / "train.json"
-    try:
-        saved = ranks.ask_first(lambda: _read_facts(run)["config"] if path.exists() else None)
-        return TrainConfig(**saved) if saved else None
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from None
-
-
-def _text_key(run: Path) -> str | None:
-    return _read_facts(run).get("text", {}).get("key")
-
-
-def _read_facts(run: Path) -> dict:
-    return json.loads((run / "train.json").read_text(encoding="utf-8"))
-
-
-def check_unchanged(config: TrainConfig, saved: TrainConfig) -> None:
-    """Raise a ValueError where a resumed run's settings would make it another run."""
-    for name in _FIXED:
-        new, old = getattr(config, name), getattr(saved, name)
-        if new != old:
-            raise ValueError(f"{flag(name)} is {new}, but the run to resume was started with {old}")
-
-
-def find_init(flags: TrainConfig, run: Path) -> tuple[Path | None, GPT2Config | None]:
-    """The weights to begin with, which only the first process reads, and their shape; None where there are none.
-
-    Raises:
-        ValueError: --init-from is no checkpoint, or cannot be fetched.
-    """
-    begins_here = ranks.is_first() and flags.fine_tunes and not (run / "latest").exists()
-    init = pretrained.find(flags.init_from) if begins_here else None
-    shape = ranks.ask_first(lambda: dataclasses.asdict(checkpoint.read_config(init)) if init else None)
-    return init, GPT2Config(**shape) if shape else None
-
-
-def open_run(config: TrainConfig, source: Source, run: Path, init: Path | None = None) -> Trainer:
-    """A trainer for resolved settings: new, or with --resume as its latest checkpoint left it.
-
-    Args:
-        config: resolved settings.
-        source: the text.
-        run: the run folder.
-        init: the checkpoint folder with the weights to begin with, if any, in the first process.
+@contextmanager
+def opened(settled: Settled) -> Iterator[Trainer]:
+    """A trainer: new, or with --resume as the run's latest checkpoint left it. Until the end the folder is its own.
 
     Raises:
         ValueError: the folder holds a run and --resume is not given, or what it holds does not fit.
     """
+    config, source, run, init = settled.config, settled.source, settled.run, settled.init
     resuming = ranks.ask_first((run / "latest").exists)
     if resuming and not config.resume:
         raise ValueError(f"{run} holds a run already: go on with --resume, or choose another folder with --out")
@@ -84,27 +37,30 @@ def open_run(config: TrainConfig, source: Source, run: Path, init: Path | None =
     if ranks.ask_first(lambda: _text_key(run) if resuming else dataset.key) != dataset.key:
         raise ValueError(f"{', '.join(map(str, source.files))} is not the text that {run} began to learn from")
     model = _model(config, init, run / "latest" if resuming else init)
-    held = _claim(run) if ranks.is_first() else None
-    trainer = Trainer(config, model, dataset, run)
-    trainer.lock = held  # as long as there is a trainer
-    if resuming and ranks.is_first():
-        trainer.restore((run / "latest").resolve())
-    trainer.share()
-    step = trainer.progress.step
-    if step > config.max_steps:
-        raise ValueError(f"--max-steps is {config.max_steps}, but {run} is at step {step} already")
-    if ranks.is_first():
-        metrics.rewind(run / "metrics.jsonl", step if resuming else -1)
-        _write_facts(trainer, source, "resume" if resuming else "start")
-    return trainer
+    with _claimed(run) if ranks.is_first() else nullcontext():
+        trainer = Trainer(config, step.build(config, model), dataset, run)
+        if resuming and ranks.is_first():
+            trainer.restore((run / "latest").resolve())
+        trainer.share()
+        done = trainer.progress.step
+        if done > config.max_steps:
+            raise ValueError(f"--max-steps is {config.max_steps}, but {run} is at step {done} already")
+        if ranks.is_first():
+            metrics.rewind(run / "metrics.jsonl", done if resuming else -1)
+            _write_facts(trainer, source, "resume" if resuming else "start")
+        yield trainer
 
 
-def _claim(run: Path) -> TextIO:
+def _claimed(run: Path) -> TextIO:
     """Make the run folder and hold it, as long as what is returned is open."""
     run.mkdir(parents=True, exist_ok=True)
     held = lock(run)
     remove_leftovers(run)
     return held
+
+
+def _text_key(run: Path) -> str | None:
+    return read_facts(run).get("text", {}).get("key")
 
 
 def _model(config: TrainConfig, init: Path | None, like: Path | None) -> GPT2:
@@ -126,9 +82,7 @@ def _write_facts(trainer: Trainer, source: Source, event: str) -> None:
     facts = _facts(trainer, source)
     with new_file(trainer.run / "train.json") as aside:
         aside.write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    log = metrics.MetricsLog(trainer.run / "metrics.jsonl")
-    log.write(event, trainer.progress.step, **facts)
-    log.close()
+    metrics.write(trainer.run / "metrics.jsonl", event, trainer.progress.step, **facts)
 
 
 def _facts(trainer: Trainer, source: Source) -> dict:

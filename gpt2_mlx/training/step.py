@@ -3,16 +3,22 @@
 from functools import partial, reduce
 
 import mlx.core as mx
-from mlx.optimizers import MultiOptimizer
 from mlx.utils import tree_map
 
 from .. import device
 from ..model import GPT2
-from . import optim, precision, ranks
+from . import memory, optim, precision, ranks
 from .config import TrainConfig
 from .loss import cross_entropy
 
 Batch = tuple[mx.array, mx.array]  # tokens, targets: (B, T) int32
+
+
+def build(config: TrainConfig, model: GPT2) -> "Step":
+    """The step of resolved settings for a model, with its optimizer; from here on MLX keeps to the step's memory."""
+    mx.eval(model.parameters())
+    device.work_within(memory.peak(config, ranks.size()) - 4 * model.n_params)
+    return Step(config, model, device.streams(config.batch_size))
 
 
 class Step:
@@ -21,47 +27,56 @@ class Step:
     Args:
         config: resolved settings.
         model: what to train, in place.
-        optimizer: its rule.
         streams: those of `device.streams` for the batch size; each takes a part of a micro-batch.
+
+    Attributes:
+        optimizer: the rule, with its state.
     """
 
-    def __init__(self, config: TrainConfig, model: GPT2, optimizer: MultiOptimizer, streams: list[mx.Stream]):
-        self.config, self.model, self.optimizer, self._streams = config, model, optimizer, streams
-        state = [model.state, optimizer.state]
+    def __init__(self, config: TrainConfig, model: GPT2, streams: list[mx.Stream]):
+        self.config, self.model, self.streams = config, model, streams
+        self.optimizer = optim.build(config, model, streams)
+        state = [model.state, self.optimizer.state]
         if config.compile:
-            self._gradients = mx.compile(self._gradients, inputs=state[:1])
-            self._update = mx.compile(self._update, inputs=state, outputs=state)
+            self.gradients = mx.compile(self.gradients, inputs=state[:1])
+            self.update = mx.compile(self.update, inputs=state, outputs=state)
 
     def __call__(
-        self, batches: list[Batch], rate: float, number: int, loss_scale: float
+        self, batches: list[Batch], rate: float, number: int = 0, loss_scale: float = 1.0
     ) -> tuple[mx.array, mx.array, mx.array]:
         """One step on the micro-batches of all processes, not yet evaluated.
 
         Args:
             batches: this process's micro-batches, as many as every other's.
             rate: the learning rate.
-            number: of the steps before; with the seed, what dropout follows from.
-            loss_scale: what losses are multiplied by while there are gradients.
+            number: how many steps were taken before; dropout follows from it and from the seed.
+            loss_scale: what losses are multiplied by while gradients are made.
 
         Returns:
             The mean loss per token, the gradients' norm before clipping, and whether the step was taken: scalars.
         """
         first = (number * ranks.size() + ranks.rank()) * len(batches)
         scale = mx.array(loss_scale)
-        sums = self._gradients(*batches[0], self._key(first), scale)
+        sums = self.gradients(*batches[0], self._key(first), scale)
         for i, batch in enumerate(batches[1:], 1):
             mx.eval(sums)  # one micro-batch's activations at a time
-            sums = tree_map(mx.add, sums, self._gradients(*batch, self._key(first + i), scale))
-        return self._update(sums, scale, mx.array(rate))
+            sums = tree_map(mx.add, sums, self.gradients(*batch, self._key(first + i), scale))
+        return self.update(sums, scale, mx.array(rate))
 
-    def _gradients(
+    @property
+    def state(self) -> list[dict]:
+        """All that a step changes, to be evaluated: parameters and the optimizer's state."""
+        return [self.model.state, self.optimizer.state]
+
+    def gradients(
         self, tokens: mx.array, targets: mx.array, key: mx.array, scale: mx.array
     ) -> tuple[mx.array, mx.array, dict]:
         """The loss summed and scaled, the tokens that count, and the sum's gradients; each stream takes a part."""
         parameters = self.model.trainable_parameters()
-        shards = device.shards(self._streams, len(tokens))
         parts = []
-        for (stream, rows), part_key in zip(shards, mx.random.split(key, len(shards))):
+        for (stream, rows), part_key in zip(
+            device.split(len(tokens), self.streams), mx.random.split(key, len(self.streams))
+        ):
             with mx.stream(stream):
                 loss = mx.value_and_grad(self._loss)
                 parts.append(loss(parameters, tokens[rows], targets[rows], part_key, scale))
@@ -79,7 +94,8 @@ class Step:
         loss, count = cross_entropy(hidden.astype(mx.float32), self.model.wte.weight, targets)
         return scale * loss, count
 
-    def _update(self, sums: tuple, scale: mx.array, rate: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+    def update(self, sums: tuple, scale: mx.array, rate: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+        """Take the step that the sums of this process's `gradients` lead to; returns as `__call__`."""
         loss, count, gradients = ranks.mean(sums)
         count = scale * count
         outcome = optim.guarded_update(self.model, self.optimizer, gradients, count, rate, self.config.grad_clip)

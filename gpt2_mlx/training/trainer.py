@@ -1,4 +1,4 @@
-"""The trainer: one compiled step, repeated, with validation, samples and checkpoints between two steps."""
+"""The trainer: one step, repeated, with validation, samples and checkpoints between two steps."""
 
 import dataclasses
 import math
@@ -8,15 +8,15 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from .. import checkpoint, device, tokenizer
+from .. import checkpoint, metrics, tokenizer
+from ..corpus.dataset import TokenDataset
+from ..corpus.loader import DataLoader, evaluation_batches
+from ..files import sync
 from ..generation.text import generate
-from ..model import GPT2
-from . import memory, optim, precision, ranks
+from . import optim, precision, ranks
 from .config import TrainConfig
-from .data import DataLoader, TokenDataset, evaluation_batches
 from .evaluation import Evaluator
-from .loss import IGNORE
-from .report import Report, Silence
+from .report import Report
 from .step import Batch, Step
 
 SAMPLE_PROMPT = "The course of true love never did run smooth."
@@ -44,77 +44,90 @@ class Trainer:
 
     Args:
         config: resolved settings.
-        model: what to train, in place.
+        step: what takes the steps, with the model and the optimizer.
         dataset: where the splits come from.
         run: the run folder; where the first process is, it must exist.
     """
 
-    def __init__(self, config: TrainConfig, model: GPT2, dataset: TokenDataset, run: Path):
-        self.config, self.model, self.dataset, self.run = config, model, dataset, run
+    def __init__(self, config: TrainConfig, step: Step, dataset: TokenDataset, run: Path):
+        self.config, self.step, self.dataset, self.run = config, step, dataset, run
+        self.model, self.optimizer = step.model, step.optimizer
         self.progress = Progress(loss_scale=precision.first_scale(config.dtype))
         self.stop_reason: str | None = None  # set from outside to stop between two steps
         self._saved_step = 0
         self._encoding = tokenizer.load()
-        mx.eval(model.parameters())
-        device.work_within(memory.peak(config, ranks.size()) - 4 * model.n_params)
-        streams = device.streams(config.batch_size)
-        self.optimizer = optim.build(config, model, streams)
-        self._step = Step(config, model, self.optimizer, streams)
-        self._evaluator = Evaluator(model, streams, config.compile)
+        self._evaluator = Evaluator(self.model, step.streams, config.compile)
 
     def fit(self) -> str:
         """Train to the end and return its reason: "max_steps", "patience" or what `stop_reason` was set to."""
         config, progress = self.config, self.progress
-        self._report = Report(self.run, progress.step, config) if ranks.is_first() else Silence()
-        self._began = time.perf_counter() - progress.elapsed_s
+        self._report = Report(self.run, progress.step, config)
+        began = time.perf_counter() - progress.elapsed_s
         try:
-            self._loop()
+            self._loop(began)
             if progress.step != self._saved_step:
                 self.save()
             if not ranks.agree(self.stop_reason):
                 self._test()
             finished = "max_steps" if progress.step >= config.max_steps else "patience"
             reason = ranks.agree(self.stop_reason) or finished
-            self._report.end(progress.step, reason, time.perf_counter() - self._began)
+            self._report.end(progress.step, reason, time.perf_counter() - began)
         finally:
             self._report.close()
         return reason
 
-    def _loop(self) -> None:
+    def _loop(self, began: float) -> None:
         config, progress = self.config, self.progress
         if config.fine_tunes and progress.best_step is None and not progress.step:
             self._validate()  # what the weights know before
             self.save()
-        train = self.dataset.split("train")
-        loader = DataLoader(train, config.batch_size, config.block_size, config.seed, progress.position)
-        batches = self._read(loader)
+        loader = DataLoader(
+            self.dataset.split("train"),
+            config.batch_size,
+            config.block_size,
+            config.seed,
+            progress.position,
+            config.grad_accum_steps,
+            ranks.rank(),
+            ranks.size(),
+        )
+        batches = _read(loader)
         while progress.step < config.max_steps and not self._out_of_patience() and not ranks.agree(self.stop_reason):
-            began = time.perf_counter()
-            progress.position = loader.position
-            rate = optim.learning_rate(progress.step, config)
-            loss, norm, taken = self.train_step(batches, rate)
-            state = (loss, norm, taken, self.model.state, self.optimizer.state)
-            mx.async_eval(state)
-            batches = self._read(loader)  # while the device works
-            mx.eval(state)
-            progress.step += 1
-            now = time.perf_counter()
-            progress.elapsed_s = now - self._began
-            progress.skipped += not taken.item()
-            progress.loss_scale, progress.steps_at_scale = precision.next_scale(
-                config.dtype, progress.loss_scale, progress.steps_at_scale, taken.item()
-            )
-            self._report.step(
-                progress.step,
-                loss=loss.item(),
-                lr=rate,
-                grad_norm=norm.item(),
-                taken=taken.item(),
-                loss_scale=progress.loss_scale,
-                seconds=now - began,
-                elapsed_s=progress.elapsed_s,
-            )
+            batches = self._take_step(loader, batches, began)
             self._between_steps()
+
+    def _take_step(self, loader: DataLoader, batches: list[Batch], began: float) -> list[Batch]:
+        """A step on these micro-batches; returns the next ones, which are read while the device works."""
+        progress, step_began = self.progress, time.perf_counter()
+        progress.position = loader.position
+        rate = optim.learning_rate(progress.step, self.config)
+        loss, norm, taken = self.step(batches, rate, progress.step, progress.loss_scale)
+        state = (loss, norm, taken, *self.step.state)
+        mx.async_eval(state)
+        following = _read(loader)
+        mx.eval(state)
+        now = time.perf_counter()
+        self._count(taken.item(), now - began)
+        self._report.step(
+            progress.step,
+            loss=loss.item(),
+            lr=rate,
+            grad_norm=norm.item(),
+            taken=taken.item(),
+            loss_scale=progress.loss_scale,
+            seconds=now - step_began,
+            elapsed_s=progress.elapsed_s,
+        )
+        return following
+
+    def _count(self, taken: bool, elapsed_s: float) -> None:
+        progress = self.progress
+        progress.step += 1
+        progress.elapsed_s = elapsed_s
+        progress.skipped += not taken
+        progress.loss_scale, progress.steps_at_scale = precision.next_scale(
+            self.config.dtype, progress.loss_scale, progress.steps_at_scale, taken
+        )
 
     def _between_steps(self) -> None:
         """Validate, show a sample, save: each when its interval or the end has come."""
@@ -157,18 +170,13 @@ class Trainer:
         text = generate(self.model, self._encoding, SAMPLE_PROMPT, max_tokens=SAMPLE_TOKENS, seed=seed)
         self._report.sample(self.progress.step, SAMPLE_PROMPT, text)
 
-    def train_step(self, batches: list[Batch], rate: float) -> tuple[mx.array, mx.array, mx.array]:
-        """A `Step` from where the run is; it does not count as one of the run's."""
-        return self._step(batches, rate, self.progress.step, self.progress.loss_scale)
-
     def evaluate(self, split: str) -> float:
         """The mean loss per token of a split, in nats, over all or the first `eval_tokens` of it; always the same."""
         config = self.config
         tokens = self.dataset.split(split)
         if config.eval_tokens:
             tokens = tokens[: config.eval_tokens + 1]  # the first is no target
-        T = config.block_size
-        total, count = self._evaluator.sums(evaluation_batches(tokens, config.batch_size, T, T, IGNORE), split)
+        total, count = self._evaluator.sums(evaluation_batches(tokens, config.batch_size, config.block_size), split)
         return total / count
 
     def save(self) -> None:
@@ -177,14 +185,15 @@ class Trainer:
         self._saved_step = progress.step
         if not ranks.is_first():
             return
-        folder = self.run / f"step-{progress.step:08d}"
+        folder, log = self.run / f"step-{progress.step:08d}", self.run / "metrics.jsonl"
         state = {"seed": self.config.seed, **dataclasses.asdict(progress)}
         checkpoint.save(folder, self.model, self.optimizer.state, state)
         if progress.best_step == progress.step:
             checkpoint.mark(self.run, "best", folder)
         checkpoint.mark(self.run, "latest", folder)
         checkpoint.prune(self.run, self.config.keep)
-        self._report.saved(progress.step, folder)
+        metrics.write(log, "save", progress.step, path=folder.name)
+        sync(log)
 
     def restore(self, folder: Path) -> None:
         """Go back to the state that `save` wrote."""
@@ -204,11 +213,6 @@ class Trainer:
         self.progress = Progress(**ranks.ask_first(lambda: dataclasses.asdict(self.progress)))
         self._saved_step = self.progress.step
 
-    def _read(self, loader: DataLoader) -> list[Batch]:
-        """This process's share of a step's micro-batches; the loader's position passes over those of all."""
-        config, n = self.config, self.config.grad_accum_steps // ranks.size()
-        after = loader.position + config.grad_accum_steps * config.batch_size
-        loader.position += ranks.rank() * n * config.batch_size
-        batches = [tuple(map(mx.array, loader.next_batch())) for _ in range(n)]
-        loader.position = after
-        return batches
+
+def _read(loader: DataLoader) -> list[Batch]:
+    return [(mx.array(tokens), mx.array(targets)) for tokens, targets in loader.next_step()]

@@ -7,7 +7,7 @@ import pytest
 
 from gpt2_mlx import GPT2
 from gpt2_mlx.generation.engine import Engine
-from gpt2_mlx.generation.scheduler import SamplingParams
+from gpt2_mlx.generation.params import SamplingParams
 
 # Every dimension is another number; the last has the whole vocabulary, for tests that begin with a text.
 SHAPES = {

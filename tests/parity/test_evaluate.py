@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from gpt2_mlx import checkpoint, tokenizer
+from gpt2_mlx.corpus.dataset import TokenDataset
+from gpt2_mlx.corpus.source import find
 from gpt2_mlx.training import evaluation, hellaswag
-from gpt2_mlx.training.data import TokenDataset
-from gpt2_mlx.training.text import find
 
 from .conftest import SHAPES
 

@@ -28,7 +28,7 @@ FORMAT = 1  # another one where the same text would be cut into other shards
 SHARD_TOKENS = 1 << 25  # 67 MB; a kill costs at most the work on one shard
 DTYPE = np.dtype("<u2")
 
-Batch = list[tuple[bool, str]]  # pieces, each with whether <|endoftext|> comes first
+Bundle = list[tuple[bool, str]]  # pieces, each with whether <|endoftext|> comes first
 
 
 class Position(NamedTuple):
@@ -120,7 +120,7 @@ def _write_rest(name: str, files: tuple[Path, ...], folder: Path, key: str) -> N
     bar = tqdm(desc=f"tokenizing {name}", total=size, unit="B", unit_scale=True, leave=False, disable=None)
     bar.update(position.read)
     with bar, ThreadPoolExecutor(device.cpu_count()) as pool:
-        work = _encoded(pool, _batches(files, position))
+        work = encoded(pool, _bundles(files, position))
         while position:
             shard, position = _write_shard(folder / f"tokens-{len(index['shards']):05d}.bin", work, bar)
             if not shard["tokens"]:
@@ -146,14 +146,14 @@ def _write_shard(
     return {"file": path.name, "tokens": tokens, "sha256": digest.hexdigest()}, position
 
 
-def _encoded(
-    pool: Executor, batches: Iterator[tuple[Batch, Position | None]]
+def encoded(
+    pool: Executor, bundles: Iterator[tuple[Bundle, Position | None]]
 ) -> Iterator[tuple[np.ndarray, Position | None]]:
-    """The tokens of each batch, in order. Threads, since tiktoken works without Python's lock: as fast as processes."""
+    """The tokens of each bundle, in order. In threads, for tiktoken works without Python's lock."""
     encoding = tokenizer.load()
     waiting = deque()
-    for batch, position in batches:
-        waiting.append((pool.submit(_encode, encoding, batch), position))
+    for bundle, position in bundles:
+        waiting.append((pool.submit(_encode, encoding, bundle), position))
         if len(waiting) > 8 * device.cpu_count():  # work for while a shard is synced
             future, reached = waiting.popleft()
             yield future.result(), reached
@@ -161,30 +161,30 @@ def _encoded(
         yield future.result(), reached
 
 
-def _encode(encoding: tiktoken.Encoding, batch: Batch) -> np.ndarray:
+def _encode(encoding: tiktoken.Encoding, bundle: Bundle) -> np.ndarray:
     parts = [np.empty(0, DTYPE)]
-    for separate, text in batch:
+    for separate, text in bundle:
         if separate:
             parts.append(np.array([tokenizer.EOT], DTYPE))
         parts.append(tokenizer.encode(encoding, text))
     return np.concatenate(parts, dtype=DTYPE)
 
 
-def _batches(files: tuple[Path, ...], start: Position) -> Iterator[tuple[Batch, Position | None]]:
-    """Pieces from a position on, about `PIECE` characters at a time, and the position after them, None at the end."""
-    batch, size, read = [], 0, sum(file.stat().st_size for file in files[: start.file])
+def _bundles(files: tuple[Path, ...], start: Position) -> Iterator[tuple[Bundle, Position | None]]:
+    """Pieces from a position on, about `PIECE_CHARS` characters at a time, and the position after: None at the end."""
+    bundle, size, read = [], 0, sum(file.stat().st_size for file in files[: start.file])
     for i in range(start.file, len(files)):
         with files[i].open("rb") as file:
             for j, (begins, text) in enumerate(documents.pieces(file, str(files[i]))):
                 if (i, j) < start[:2]:
                     continue
-                if size >= documents.PIECE:
-                    yield batch, Position(i, j, read + file.tell())
-                    batch, size = [], 0
-                batch.append((begins and (i, j) > (0, 0), text))
+                if size >= documents.PIECE_CHARS:
+                    yield bundle, Position(i, j, read + file.tell())
+                    bundle, size = [], 0
+                bundle.append((begins and (i, j) > (0, 0), text))
                 size += len(text)
         read += files[i].stat().st_size
-    yield batch, None
+    yield bundle, None
 
 
 def _begun(folder: Path, key: str) -> dict:

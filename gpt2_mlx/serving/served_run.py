@@ -1,4 +1,4 @@
-"""`Run`: what the folder of the served model tells of it."""
+"""`ServedRun`: what the folder of the served model tells of it."""
 
 import dataclasses
 import logging
@@ -7,13 +7,14 @@ from pathlib import Path
 
 from .. import checkpoint, metrics, plot
 from ..config import PRESETS
+from .answers import Card, Checkpoint
 
 log = logging.getLogger(__name__)
 
 INKS = {"light": ("#57534e", "#0b6e63"), "dark": ("#a8a29e", "#5cc9b9")}  # of the page: muted text, accent
 
 
-class Run:
+class ServedRun:
     """Checkpoints, numbers and loss curve of what is served; read anew when the training has written more.
 
     Args:
@@ -44,28 +45,32 @@ class Run:
             steps = [checkpoint.resolve(self._path).resolve()]
         return {folder.name: folder for folder in steps}
 
-    def card(self, served: Path | None) -> dict:
+    def card(self, served: Path | None, watch: bool, unready: str | None) -> Card:
         """The model's card: its shape, what it learned from, how well, and its checkpoints.
 
         Args:
             served: the folder of the checkpoint that answers, if one does yet.
+            watch: whether a new best checkpoint takes over.
+            unready: why a request would not be served, if it would not.
         """
         events = self._events()
         val_losses = {event["step"]: event["val_loss"] for event in events if event["event"] == "eval"}
         begun = next((event for event in events if event["event"] in ("start", "resume")), {})
-        return {
-            "model": self.name,
-            "preset": next((name for name, preset in PRESETS.items() if preset == self._config), None),
-            "n_params": self._config.n_params,
+        return Card(
+            model=self.name,
+            preset=next((name for name, preset in PRESETS.items() if preset == self._config), None),
+            n_params=self._config.n_params,
             **{name: getattr(self._config, name) for name in ("n_layer", "n_head", "n_embd", "block_size")},
-            "data": begun.get("text", {}).get("name"),
-            "step": max((event["step"] for event in events), default=None),
-            "max_steps": begun.get("config", {}).get("max_steps"),
-            "ended": next((event["reason"] for event in events[-1:] if event["event"] == "end"), None),
-            "test_loss": next((event["loss"] for event in reversed(events) if event["event"] == "test"), None),
-            "checkpoint": served and _checkpoint(served.name, val_losses),
-            "checkpoints": [_checkpoint(name, val_losses) for name in self.checkpoints()],
-        }
+            data=begun.get("text", {}).get("name"),
+            step=max((event["step"] for event in events), default=None),
+            max_steps=begun.get("config", {}).get("max_steps"),
+            ended=next((event["reason"] for event in events[-1:] if event["event"] == "end"), None),
+            test_loss=next((event["loss"] for event in reversed(events) if event["event"] == "test"), None),
+            checkpoint=served and _checkpoint(served.name, val_losses),
+            checkpoints=[_checkpoint(name, val_losses) for name in self.checkpoints()],
+            watch=watch,
+            unready=unready,
+        )
 
     def curve(self, theme: str) -> bytes:
         """The loss curve as SVG, in the inks of the page's theme, "light" or "dark".
@@ -104,6 +109,6 @@ class Run:
         return status.st_mtime_ns, status.st_size
 
 
-def _checkpoint(name: str, val_losses: dict[int, float]) -> dict:
+def _checkpoint(name: str, val_losses: dict[int, float]) -> Checkpoint:
     step = checkpoint.step(name)
-    return {"name": name, "step": step, "val_loss": val_losses.get(step)}
+    return Checkpoint(name=name, step=step, val_loss=val_losses.get(step))

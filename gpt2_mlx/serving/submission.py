@@ -1,11 +1,11 @@
-"""`Stream`: the events of one request, on their way from the engine's thread to asyncio."""
+"""`Submission`: one request in the engine. Its events are on their way from the engine's thread to asyncio."""
 
 import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
 from ..generation.engine import Output
-from ..generation.scheduler import SamplingParams
+from ..generation.params import SamplingParams
 
 Job = tuple[list[int], SamplingParams]  # a prompt's token ids, never empty, and how to go on from it
 Event = tuple[int, Output]  # the job's number in its request, and what a step brought it
@@ -27,8 +27,8 @@ class StepFailed(Exception):
     """The step that this request was in raised an exception."""
 
 
-class Stream:
-    """The events of one request: `with` ends what is left of it, `async for` brings (number of the job, Output).
+class Submission:
+    """One request in the engine: `with` ends what is left of it, `async for` brings (number of the job, Output).
 
     It ends when each job has had an Output with a finish_reason or was cancelled.
 
@@ -44,7 +44,7 @@ class Stream:
         Unavailable: the engine ended.
     """
 
-    def __init__(self, jobs: list[Job], cancel: Callable[["Stream", int], None], checkpoint: Path | None = None):
+    def __init__(self, jobs: list[Job], cancel: Callable[["Submission", int], None], checkpoint: Path | None = None):
         self.jobs = jobs
         self.checkpoint = checkpoint
         self.loop = asyncio.get_running_loop()  # where its events are awaited
@@ -67,13 +67,13 @@ class Stream:
         for number in sorted(self._open):
             self.cancel(number)
 
-    def __enter__(self) -> "Stream":
+    def __enter__(self) -> "Submission":
         return self
 
     def __exit__(self, *_) -> None:
         self.close()
 
-    def __aiter__(self) -> "Stream":
+    def __aiter__(self) -> "Submission":
         return self
 
     async def __anext__(self) -> Event:

@@ -6,11 +6,11 @@ import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
+from .. import folders
 from ..files import new_file
 from . import shards
 from .documents import SUFFIXES
 
-DATA = Path(__file__).resolve().parents[2] / "data"
 TINYSHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 TINYSHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 
@@ -33,7 +33,7 @@ def find(data: str) -> Source:
     if data == "tinyshakespeare":
         return _tinyshakespeare()
     if data == "shakespeare":
-        return Source("shakespeare", (DATA / "shakespeare" / "input.txt",))
+        return Source("shakespeare", (folders.shipped() / "shakespeare" / "input.txt",))
     path = Path(data)
     if data and path.is_dir():
         if (path / shards.INDEX).exists():
@@ -53,7 +53,7 @@ def find(data: str) -> Source:
 
 
 def _tinyshakespeare() -> Source:
-    path = DATA / "tinyshakespeare" / "input.txt"
+    path = folders.data() / "tinyshakespeare" / "input.txt"
     if not path.exists():
         try:
             _fetch(TINYSHAKESPEARE_URL, TINYSHAKESPEARE_SHA256, path)

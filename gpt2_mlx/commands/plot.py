@@ -1,0 +1,29 @@
+"""gpt2-mlx plot: the loss curves of one or several runs."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from .. import checkpoint, cli, plot
+
+
+@dataclass(frozen=True)
+class PlotConfig:
+    """Draw the training and validation loss of one or several runs."""
+
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
+    """Run folders. Default: the newest under checkpoints/."""
+    out: Path | None = None
+    """The figure, .png, .svg or .pdf. Default: loss.png in the first run's folder."""
+    x: Literal["step", "tokens", "time"] = "step"
+    """The horizontal axis: optimizer steps, tokens read, or minutes."""
+
+
+def main() -> None:
+    config = cli.parse(PlotConfig)
+    runs = list(config.runs) or [checkpoint.newest_run(Path("checkpoints"), "metrics.jsonl")]
+    out = config.out or runs[0] / "loss.png"
+    plot.draw(runs, out, config.x)
+    print(out)

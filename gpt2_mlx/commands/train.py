@@ -1,0 +1,59 @@
+"""gpt2-mlx train: train a GPT-2 on a text."""
+
+import functools
+import shlex
+import signal
+
+from .. import cli, device, plot
+from ..corpus.dataset import SPLITS
+from ..corpus.source import Source
+from ..training import plan, ranks, run
+from ..training.config import TrainConfig
+from ..training.settle import settle
+from ..training.trainer import Trainer
+
+
+@ranks.together()
+def main() -> None:
+    settled = settle(cli.parse(TrainConfig), functools.partial(cli.parse, TrainConfig))
+    if settled.config.plan:
+        print(plan.report(settled.config, ranks.size()))
+        return
+    with run.opened(settled) as trainer:
+        greet(trainer, settled.source)
+        stop_on_signals(trainer)
+        device.keep_awake()
+        reason = trainer.fit()
+    folder, step = settled.run, trainer.progress.step
+    if step and ranks.is_first():
+        plot.draw([folder], folder / "loss.png")
+    if reason in signal.Signals.__members__:
+        command = f"{cli.command('train')} --resume --out {shlex.quote(str(folder))}"
+        print(f"stopped by {reason} at step {step}: `{command}` goes on")
+        raise SystemExit(128 + signal.Signals[reason])
+    print(f"the run is in {folder}: its losses in metrics.jsonl and loss.png, its model in {folder / 'best'}")
+
+
+def greet(trainer: Trainer, source: Source) -> None:
+    config, tokens = trainer.config, {name: len(trainer.dataset.split(name)) for name in SPLITS}
+    print(f"device: {device.description()}" + f", {ranks.size()} processes" * (ranks.size() > 1))
+    print(f"text:   {source.name}, {' + '.join(f'{n:,} {name}' for name, n in tokens.items())} tokens")
+    if 0 < config.eval_tokens < max(tokens["val"], tokens["test"]):
+        print(f"        the losses of val and test are over their first {config.eval_tokens:,} (--eval-tokens)")
+    print(
+        f"model:  {config.model_name()}, {trainer.model.n_params / 1e6:.1f}M parameters"
+        f" ({config.n_layer} layers, {config.n_head} heads, {config.n_embd} wide, {config.block_size} tokens)"
+    )
+    began = f"from step {trainer.progress.step} " if trainer.progress.step else ""
+    print(f"run:    {trainer.run}, {began}to step {config.max_steps}, {config.optimizer}, {config.dtype}", flush=True)
+
+
+def stop_on_signals(trainer: Trainer) -> None:
+    """Have Ctrl-C and SIGTERM end the run after the step in hand; the same signal again ends it at once."""
+
+    def stop(number: int, _) -> None:
+        trainer.stop_reason = signal.Signals(number).name
+        signal.signal(number, signal.SIG_DFL)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)

@@ -1,0 +1,78 @@
+"""`TokenDataset`: the tokens of a text, in three splits."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from .. import folders, tokenizer
+from ..files import sha256_of_each
+from . import shards
+from .documents import kind
+from .source import Source
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class TokenDataset:
+    """The tokens of a text, split by position into the first 80 %, the next 10 % and the last 10 %.
+
+    Attributes:
+        tokens: (n,) uint16, on the disk or in memory.
+        key: what the tokens follow from, in 24 hexadecimal digits: the files' contents and the vocabulary.
+    """
+
+    tokens: shards.Tokens | np.ndarray
+    key: str = ""
+
+    @staticmethod
+    def open(source: Source, cache: Path | None = None) -> "TokenDataset":
+        """The tokens of a folder of shards, or of a text: tokenized now, or by an earlier call into the cache.
+
+        Args:
+            source: the folder or the text.
+            cache: where the shards of texts are kept; by default in data/cache.
+
+        Raises:
+            ValueError: a file is not what its name says (the message shows where), the text is empty, or the shards
+                are not whole.
+        """
+        folder = source.files[0]
+        if folder.is_dir():
+            return TokenDataset(*shards.read(folder))
+        key = _key(source)
+        folder = (cache or folders.data() / "cache") / key
+        try:
+            return TokenDataset(*shards.read(folder))
+        except ValueError:  # not there, not finished or damaged
+            shards.prepare(source.name, source.files, folder, key)
+            return TokenDataset(*shards.read(folder))
+
+    def split(self, name: str) -> shards.Tokens | np.ndarray:
+        """The tokens of "train", "val" or "test"; of "all" of them."""
+        if name == "all":
+            return self.tokens
+        borders = [0, len(self.tokens) * 8 // 10, len(self.tokens) * 9 // 10, len(self.tokens)]
+        i = SPLITS.index(name)
+        return self.tokens[borders[i] : borders[i + 1]]
+
+    def check_length(self, block_size: int) -> None:
+        """Raise a ValueError where a split is too short to read from."""
+        for name, least in (("train", block_size + 1), ("val", 2), ("test", 2)):
+            n = len(self.split(name))
+            if n < least:
+                raise ValueError(
+                    f"the text is too short: its {len(self.tokens)} tokens leave {n} for {name}, which needs {least}"
+                    f" with --block-size {block_size}"
+                )
+
+
+def _key(source: Source) -> str:
+    digest = hashlib.sha256(tokenizer.VOCAB_SHA256.encode())
+    for file, content in zip(source.files, sha256_of_each(source.files)):
+        digest.update(bytes.fromhex(content))
+        if kind(file.name) != "text":  # the same bytes may be read as text or as JSON
+            digest.update(kind(file.name).encode())
+    return digest.hexdigest()[:24]

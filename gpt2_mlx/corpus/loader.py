@@ -1,0 +1,98 @@
+"""Windows of tokens: a deterministic loader for training, whose position is all its state, and those of an evaluation.
+
+Shapes: B batch_size, T block_size.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from .shards import Tokens
+
+IGNORE = -1  # a target that does not count
+Windows = tuple[np.ndarray, np.ndarray]  # tokens and the tokens that follow them: (B, T) int32
+
+
+class DataLoader:
+    """Windows of a split in an order that is a function of (seed, epoch), shared out among processes.
+
+    An epoch cuts the tokens into windows of block_size at a random offset and reads each once. A step takes
+    `accumulation` micro-batches in a row, and each process takes its part of them.
+
+    Args:
+        tokens: (n,) the split.
+        batch_size: windows per micro-batch.
+        block_size: tokens per window.
+        seed: what the order follows from.
+        position: the number of windows that were read before, by all processes.
+        accumulation: micro-batches per step of all processes; a multiple of `size`.
+        rank: the number of this process.
+        size: how many processes there are.
+    """
+
+    def __init__(
+        self,
+        tokens: Tokens | np.ndarray,
+        batch_size: int,
+        block_size: int,
+        seed: int,
+        position: int = 0,
+        accumulation: int = 1,
+        rank: int = 0,
+        size: int = 1,
+    ):
+        self.position = position
+        self._tokens, self._batch_size, self._block_size, self._seed = tokens, batch_size, block_size, seed
+        self._accumulation = accumulation
+        self._own = range(rank * accumulation // size, (rank + 1) * accumulation // size)  # of a step's micro-batches
+        self.windows_per_epoch = max(1, (len(tokens) - block_size) // block_size)
+        self._epoch, self._offset, self._order = -1, 0, np.empty(0)
+
+    def next_step(self) -> list[Windows]:
+        """This process's micro-batches of a step; the position moves past those of all processes."""
+        micro_batches = [self._read(self.position + i * self._batch_size) for i in self._own]
+        self.position += self._accumulation * self._batch_size
+        return micro_batches
+
+    def _read(self, position: int) -> Windows:
+        windows = np.stack([self._window(position + row) for row in range(self._batch_size)])  # (B, T + 1)
+        return windows[:, :-1], windows[:, 1:]
+
+    def _window(self, position: int) -> np.ndarray:
+        epoch, i = divmod(position, self.windows_per_epoch)
+        if epoch != self._epoch:
+            self._epoch = epoch
+            self._offset, self._order = self._shuffled(epoch)
+        start = self._offset + self._block_size * int(self._order[i])
+        return np.asarray(self._tokens[start : start + self._block_size + 1]).astype(np.int32)
+
+    def _shuffled(self, epoch: int) -> tuple[int, np.ndarray]:
+        n, T = self.windows_per_epoch, self._block_size
+        random = np.random.RandomState([self._seed, epoch])  # the one stream that NumPy has frozen
+        offset = random.randint(min(T, len(self._tokens) - n * T))
+        order = np.arange(n, dtype=np.uint32)  # 4 bytes a window
+        random.shuffle(order)
+        return offset, order
+
+
+def evaluation_batches(
+    tokens: Tokens | np.ndarray, batch_size: int, block_size: int, stride: int | None = None
+) -> Iterator[Windows]:
+    """Yield windows that hold each target of a split once; what does not count has the target `IGNORE`.
+
+    Windows of block_size begin every `stride` tokens; by default block_size. All targets of the first count, and the
+    last `stride` of a later one: so each of these is predicted from more than block_size - stride tokens. The last
+    batch is filled up with targets that do not count.
+    """
+    stride = stride or block_size
+    n = len(tokens) - 1  # targets
+    n_windows = 1 + -(-max(0, n - block_size) // stride)
+    for first in range(0, n_windows, batch_size):
+        shape = (batch_size, block_size)
+        inputs, targets = np.zeros(shape, np.int32), np.full(shape, IGNORE, np.int32)
+        for row, window in enumerate(range(first, min(first + batch_size, n_windows))):
+            part = np.asarray(tokens[window * stride : window * stride + block_size + 1])
+            count, seen = len(part) - 1, block_size - stride if window else 0
+            inputs[row, :count] = part[:-1]
+            targets[row, seen:count] = part[seen + 1 :]
+        yield inputs, targets

@@ -1,0 +1,40 @@
+"""How many rows to decode at once and how many slots to have."""
+
+import mlx.core as mx
+import numpy as np
+
+from .. import device
+from ..config import GPT2Config
+from ..kv_cache import bucket
+from ..model import GPT2
+
+ROW_COUNTS = (1, 2, 4, 8, 16, 32)  # rows decoded in one pass, padding included
+
+
+def slots_that_fit(config: GPT2Config, dtype: mx.Dtype) -> int:
+    """How many slots an eighth of the memory holds; at least one, at most 32."""
+    slot = 2 * config.n_layer * config.n_embd * bucket(config.block_size + 1) * dtype.size
+    return min(32, max(1, device.memory() // 8 // slot))
+
+
+def equal_row_counts(model: GPT2) -> tuple[int, ...]:
+    """Those of `ROW_COUNTS` with which a pass gives each row the same bits; found by trying them with equal rows.
+
+    A BLAS takes another kernel where rows are few, and for the last rows of a product. If there are several such sets
+    of numbers, this is the one that has the largest number.
+    """
+    if device.on_gpu():
+        return ROW_COUNTS
+    block, C = model.h[0], model.config.n_embd
+    layers = [(block.attn.c_attn, C), (block.attn.c_proj, C), (block.mlp.c_fc, C), (block.mlp.c_proj, 4 * C)]
+    layers.append((model.wte.as_linear, C))
+    x = mx.random.normal((1, 4 * C), key=mx.random.key(0)).astype(model.dtype)
+    equal: list[int] = []
+    expected: list[np.ndarray] = []  # what a row gets from each layer
+    for n in reversed(ROW_COUNTS):
+        results = [np.array(layer(mx.repeat(x[:, :width], n, axis=0)).astype(mx.float32)) for layer, width in layers]
+        rows = expected or [result[0] for result in results]
+        if all((result == row).all() for result, row in zip(results, rows)):
+            equal.append(n)
+            expected = rows
+    return tuple(reversed(equal))

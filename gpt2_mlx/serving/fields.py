@@ -1,0 +1,68 @@
+"""Fields of requests that may be said in several ways: how each is read, and as JSON Schema what is allowed."""
+
+from typing import Annotated, Any
+
+from pydantic import PlainValidator, WithJsonSchema
+
+from ..tokenizer import VOCAB_SIZE
+from .limits import MAX_BIAS, MAX_BIASES, MAX_PROMPT_CHARS, MAX_PROMPTS, MAX_STOP_CHARS, MAX_STOPS
+
+Prompt = str | list[int]
+
+
+def read_prompts(value: Any) -> tuple[Prompt, ...]:
+    """The prompts behind OpenAI's `prompt`: a string, strings, token ids, or lists of token ids."""
+    prompts = [value] if isinstance(value, str) or _are(int, value) else value
+    if not (_are(str, prompts) or (isinstance(prompts, list) and prompts and all(_are(int, p) for p in prompts))):
+        raise ValueError("it must be a string, a list of strings, a list of token ids or a list of those, none empty")
+    if len(prompts) > MAX_PROMPTS:
+        raise ValueError(f"it has {len(prompts)} prompts; at most {MAX_PROMPTS} are allowed")
+    if (n := sum(map(len, prompts))) > MAX_PROMPT_CHARS:
+        raise ValueError(f"it is {n} characters or tokens long; at most {MAX_PROMPT_CHARS} are allowed")
+    for token in (token for p in prompts if not isinstance(p, str) for token in p):
+        if not 0 <= token < VOCAB_SIZE:
+            raise ValueError(f"token ids must be at least 0 and at most {VOCAB_SIZE - 1}")
+    return tuple(prompts)
+
+
+def read_stop(value: Any) -> tuple[str, ...]:
+    """The stop strings behind a string or a list of strings."""
+    stops = [value] if isinstance(value, str) else value
+    if stops != [] and not _are(str, stops):
+        raise ValueError("it must be a string or a list of strings")
+    if len(stops) > MAX_STOPS or not all(1 <= len(stop) <= MAX_STOP_CHARS for stop in stops):
+        raise ValueError(f"it may hold up to {MAX_STOPS} strings of 1 to {MAX_STOP_CHARS} characters")
+    return tuple(stops)
+
+
+def read_logit_bias(value: Any) -> dict[int, float]:
+    """{token id: bias} behind a JSON object, whose keys are strings."""
+    if not isinstance(value, dict) or len(value) > MAX_BIASES:
+        raise ValueError(f"it must be an object of up to {MAX_BIASES} token ids and biases")
+    for key, bias in value.items():
+        if not (key.isascii() and key.isdigit() and len(key) <= len(str(VOCAB_SIZE)) and int(key) < VOCAB_SIZE):
+            raise ValueError(f"its keys must be token ids, at least 0 and at most {VOCAB_SIZE - 1}")
+        if isinstance(bias, bool) or not isinstance(bias, (int, float)) or not abs(bias) <= MAX_BIAS:
+            raise ValueError(f"its values must be numbers of at least {-MAX_BIAS} and at most {MAX_BIAS}")
+    return {int(key): float(bias) for key, bias in value.items()}
+
+
+def _are(kind: type, values: Any) -> bool:
+    """Whether `values` is a list of such values, at least one."""
+    is_list = isinstance(values, list) and len(values) > 0
+    return is_list and all(isinstance(v, kind) and not isinstance(v, bool) for v in values)
+
+
+_TEXT = {"type": "string", "maxLength": MAX_PROMPT_CHARS}
+_IDS = {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": VOCAB_SIZE - 1}, "minItems": 1}
+_SEVERAL = {"type": "array", "minItems": 1, "maxItems": MAX_PROMPTS}
+_PROMPTS = {"anyOf": [_TEXT, _SEVERAL | {"items": _TEXT}, _IDS, _SEVERAL | {"items": _IDS}]}
+_STOP = {"type": "string", "minLength": 1, "maxLength": MAX_STOP_CHARS}
+_STOPS = {"anyOf": [_STOP, {"type": "array", "items": _STOP, "maxItems": MAX_STOPS}], "default": []}
+_BIAS = {"type": "number", "minimum": -MAX_BIAS, "maximum": MAX_BIAS}
+_KEYS = {"pattern": r"^(0|[1-9][0-9]{0,3}|[1-4][0-9]{4})$"}
+_LOGIT_BIAS = {"type": "object", "propertyNames": _KEYS, "additionalProperties": _BIAS, "maxProperties": MAX_BIASES}
+
+Prompts = Annotated[tuple[Prompt, ...], PlainValidator(read_prompts), WithJsonSchema(_PROMPTS)]
+Stop = Annotated[tuple[str, ...], PlainValidator(read_stop), WithJsonSchema(_STOPS)]
+LogitBias = Annotated[dict[int, float], PlainValidator(read_logit_bias), WithJsonSchema(_LOGIT_BIAS)]
