@@ -76,6 +76,20 @@ class KVCache:
             for array in arrays:
                 array[target, :, :length] = array[source, :, :length]
 
+    def read(self, slot: int, length: int) -> list[mx.array]:
+        """A copy of the first `length` tokens of a slot, for `write`."""
+        parts = [mx.contiguous(array[slot, :, :length]) for array in self.state()]
+        mx.eval(parts)
+        return parts
+
+    def write(self, slot: int, parts: list[mx.array]) -> None:
+        """Have a slot begin with what `read` gave."""
+        length = parts[0].shape[1]
+        self._reserve(slot + 1, length)
+        for arrays, own in ((self.keys, parts[: len(self.keys)]), (self.values, parts[len(self.keys) :])):
+            for array, part in zip(arrays, own):
+                array[slot, :, :length] = part
+
     def state(self) -> list[mx.array]:
         """All arrays, to be evaluated."""
         return [*self.keys, *self.values]

@@ -6,11 +6,12 @@ import json
 import re
 import socket
 import threading
+from collections.abc import Coroutine
 from pathlib import Path
 
 import httpx
 import uvicorn
-from fake_engine import ENCODING, SCRIPT, FakeEngine
+from fake_engine import ENCODING, SCRIPT, FakeEngine, ThreadProcess
 from patience import PATIENCE, eventually
 
 from gpt2_mlx.serving import app
@@ -19,37 +20,53 @@ from gpt2_mlx.serving.completions import Service
 from gpt2_mlx.serving.telemetry import Telemetry
 
 SENTENCE, COMPLETIONS = "/complete-sentence", "/v1/completions"
+HOST = "127.0.0.1"
 
 
 class FakeRun:
-    """Run's interface, as far as the routes of the API need it."""
+    """ServedRun's interface, as far as the routes of the API need it."""
 
-    name = "verse"
+    name, block_size = "verse", FakeEngine.block_size
 
     def checkpoints(self):
         return {f"step-0000000{i}": Path(f"verse/step-0000000{i}") for i in (1, 2)}
 
 
 class Client:
-    """Sends requests to an app without a network, each in an event loop of its own."""
+    """Sends requests to an app without a network. App and engine live in an event loop in a thread of its own."""
 
-    def __init__(self, fake: FakeEngine, max_queue: int = 32, load: bool = True, cors: tuple = (), **service):
+    def __init__(self, fake: FakeEngine, max_queue: int = 32, load: bool = True, run=None, build=None, **service):
         self.fake = fake
+        self.loop = asyncio.new_event_loop()
+        self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
+        self.thread.start()
         self.telemetry = Telemetry()
-        self.engine = AsyncEngine(lambda: fake, max_queue, self.telemetry.batch_size.observe)
+        self.engine = AsyncEngine(lambda checkpoint: ThreadProcess(fake), fake.checkpoint, max_queue)
         self.telemetry.watch(self.engine)
         if load:
-            self.engine.start()
+            self.call(self.engine.start)
             eventually(lambda: not self.engine.closed)
-        self.app = app.build(Service(self.engine, ENCODING, self.telemetry, FakeRun(), **service), cors)
+        self.service = Service(self.engine, ENCODING, self.telemetry, run or FakeRun(), **service)
+        self.app = app.build(self.service, **({"host": HOST} | (build or {})))
+
+    def await_(self, work: Coroutine):
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result(PATIENCE)
+
+    def call(self, function, *arguments):
+        """Call a function in the event loop."""
+
+        async def call():
+            return function(*arguments)
+
+        return self.await_(call())
 
     def request(self, method: str, path: str, **arguments) -> httpx.Response:
         async def send():
             transport = httpx.ASGITransport(self.app)
-            async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
                 return await client.request(method, path, **arguments)
 
-        return asyncio.run(send())
+        return self.await_(send())
 
     def get(self, path: str, **arguments) -> httpx.Response:
         return self.request("GET", path, **arguments)
@@ -78,22 +95,23 @@ class Client:
 
     def close(self) -> None:
         self.fake.gate.set()
-        self.engine.stop(PATIENCE)
+        self.await_(self.engine.stop())
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self.thread.join(PATIENCE)
 
 
 @contextlib.contextmanager
-def serving(client: Client):
+def serving(client: Client, **settings):
     """The client's app on a loopback port."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = uvicorn.Server(uvicorn.Config(client.app, log_level="warning", lifespan="off"))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-        thread.start()
+    with socket.create_server((HOST, 0)) as listener:
+        server = uvicorn.Server(uvicorn.Config(client.app, log_level="warning", lifespan="off", **settings))
+        done = asyncio.run_coroutine_threadsafe(server.serve(sockets=[listener]), client.loop)
         try:
             eventually(lambda: server.started)
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+            yield f"http://{HOST}:{listener.getsockname()[1]}"
         finally:
             server.should_exit = True
-            thread.join(PATIENCE)
+            done.result(PATIENCE)
 
 
 def text_of(n: int, seed: int = 0) -> str:

@@ -1,6 +1,6 @@
-"""A small engine to test serving with."""
+"""A small engine to test serving with, and the engine's process as a thread of the test's."""
 
-import itertools
+import os
 import threading
 import time
 from collections import deque
@@ -10,45 +10,73 @@ from patience import PATIENCE
 
 from gpt2_mlx import tokenizer
 from gpt2_mlx.generation.engine import Output, Token
+from gpt2_mlx.serving import worker
+from gpt2_mlx.serving.messages import Loaded, NotLoaded
 
 ENCODING = tokenizer.load()
 SCRIPT = ENCODING.encode_ordinary(" To be — or not: “naïve” 🎭🙂? It costs 3.14 ducats. 'Tis so!\nAnd on, ")
-POISON = 666  # a step with a prompt that holds this token raises
+POISON = 666  # a process that reads a prompt with this token dies
+
+
+class Killed(Exception):
+    pass
 
 
 class FakeEngine:
     """Engines' interface; every text is the script, over and over, from the place that the seed says."""
 
     block_size, vocab_size = 64, tokenizer.VOCAB_SIZE
+    is_loading = False
 
     def __init__(self, n_slots: int = 4, seconds: float = 0.0):
         self.n_slots = n_slots
         self.seconds = seconds  # per step
         self.gate = threading.Event()  # steps wait for it
         self.gate.set()
-        self.waiting, self.running, self.cancelled = deque(), {}, []
-        self.broken = False
         self.checkpoint = Path("verse/step-00000001")
-        self.threads = set()
-        self.ids = itertools.count()
+        self.unloadable = set()  # checkpoints that cannot be loaded
+        self.cancelled, self.begun = [], 0
+        self.killed = threading.Event()
+        self.dies_at = None  # the step at which the process dies by itself
 
-    def add(self, prompt, params, checkpoint):
-        self.threads.add(threading.get_ident())
+    def begin(self, on_pass):
+        """The engine of another process, which knows nothing of the last one's work."""
+        if self.checkpoint.name in self.unloadable:
+            raise ValueError("no such checkpoint")
+        self.begun += 1
+        self.on_pass, self.n_steps, self.news = on_pass, 0, []
+        self.killed.clear()
+        self.waiting, self.running = deque(), {}
+        return self
+
+    def add(self, id, prompt, params, request, checkpoint):
         if max(prompt) >= self.vocab_size:
             raise ValueError("a token is out of range")
-        id = next(self.ids)
+        if checkpoint.name in self.unloadable:
+            raise ValueError("no such checkpoint")
         self.waiting.append((id, prompt, params))
-        return id
 
     def step(self):
-        assert self.gate.wait(PATIENCE)
+        while not self.gate.wait(0.01):
+            self.check_alive()
         time.sleep(self.seconds)
+        self.check_alive()
+        self.n_steps += 1
+        if self.n_steps == self.dies_at:
+            self.dies_at = None
+            raise Killed
         while self.waiting and len(self.running) < self.n_slots:
             id, prompt, params = self.waiting.popleft()
             self.running[id] = [prompt, params, 0]
-        if self.broken or any(POISON in prompt for prompt, _, _ in self.running.values()):
-            raise RuntimeError("poisoned")
+            self.on_pass([id], len(prompt))
+            if POISON in prompt:
+                raise RuntimeError("poisoned")
+        self.on_pass(list(self.running), len(self.running))
         return [self._output(id) for id in list(self.running)]
+
+    def check_alive(self):
+        if self.killed.is_set():
+            raise Killed
 
     def _output(self, id):
         prompt, params, n = self.running[id]
@@ -71,11 +99,15 @@ class FakeEngine:
         return Token(id, -0.5, tuple((id + i, -0.5 - i) for i in range(params.logprobs)))
 
     def swap(self, checkpoint):
-        self.checkpoint = checkpoint
+        if checkpoint.name in self.unloadable:
+            self.news.append(NotLoaded(checkpoint, "no such checkpoint"))
+        else:
+            self.checkpoint = checkpoint
+            self.news.append(Loaded(checkpoint))
 
-    def fail_step(self):
-        failed, self.running = list(self.running), {}
-        return failed
+    def take_news(self):
+        news, self.news = self.news, []
+        return news
 
     def cancel(self, id):
         self.cancelled.append(id)
@@ -83,9 +115,34 @@ class FakeEngine:
         self.waiting = deque(job for job in self.waiting if job[0] != id)
 
     def warm_up(self):
-        if self.broken:
-            raise RuntimeError("broken")
+        pass
 
     has_work = property(lambda self: bool(self.waiting or self.running))
-    n_waiting = property(lambda self: len(self.waiting))
     n_running = property(lambda self: len(self.running))
+
+
+class ThreadProcess:
+    """What subprocess.Popen is to the engine's process: a thread that runs a FakeEngine."""
+
+    def __init__(self, fake: FakeEngine):
+        self.fake, self.status = fake, None
+        (source, stdin), (stdout, sink) = os.pipe(), os.pipe()
+        self.stdin, self.stdout = os.fdopen(stdin, "wb"), os.fdopen(stdout, "rb")
+        files = os.fdopen(source, "rb"), os.fdopen(sink, "wb")
+        self.thread = threading.Thread(target=self._run, args=files, daemon=True)
+        self.thread.start()
+
+    def _run(self, source, sink):
+        try:
+            with sink:
+                worker.run(self.fake.begin, self.fake.checkpoint, source, sink)
+            self.status = 0
+        except Exception:  # it has died
+            self.status = 1
+
+    def kill(self):
+        self.fake.killed.set()
+
+    def wait(self):
+        self.thread.join(PATIENCE)
+        return self.status

@@ -1,22 +1,16 @@
 """gpt2-mlx serve: a checkpoint over HTTP."""
 
+import asyncio
+import functools
 import signal
+import socket
 import sys
-import threading
 from pathlib import Path
 
-from .. import checkpoint, cli, device, pretrained, tokenizer
-from ..generation.capacity import slots_that_fit
-from ..generation.engine import Engine
-from ..serving import app, pages
+from .. import checkpoint, cli, pretrained
 from ..serving.async_engine import AsyncEngine
-from ..serving.completions import Service
 from ..serving.config import ServeConfig
-from ..serving.engines import Engines
-from ..serving.served_run import ServedRun
-from ..serving.server import Server, listen
-from ..serving.telemetry import Telemetry, configure_logging
-from ..serving.watch import watch
+from ..serving.worker import launch
 
 
 def main() -> None:
@@ -27,34 +21,42 @@ def main() -> None:
     path = Path(source) if Path(source).exists() else folder  # a hub's model is where it was fetched to
     if config.watch and folder == path:
         raise ValueError(f"--watch is on, but {path} is a checkpoint; it must be a run, whose best one can change")
-    served = folder.resolve()  # what `best` points to may change at any time
+    with listen(config.host, config.port) as listener:
+        # What `best` points to may change at any time. The process loads while the rest is imported here.
+        engine = AsyncEngine(functools.partial(launch, config), folder.resolve(), config.max_queue)
+        print(f"serving {folder} on {config.host}, port {listener.getsockname()[1]}", flush=True)
+        asyncio.run(serve(config, engine, path, Path(source).resolve().name, listener))
+    if engine.failure:
+        raise ValueError(engine.failure)
+
+
+async def serve(config: ServeConfig, engine: AsyncEngine, path: Path, name: str, listener: socket.socket) -> None:
+    """Serve the run or the checkpoint at a path until a signal ends it."""
+    from .. import tokenizer
+    from ..serving import app, pages
+    from ..serving.completions import Service
+    from ..serving.served_run import ServedRun
+    from ..serving.server import Server
+    from ..serving.telemetry import Telemetry, configure_logging
+    from ..serving.watch import watch
+
     configure_logging(config.log_format)
     telemetry = Telemetry()
-    engine = AsyncEngine(lambda: build_engines(config, served), config.max_queue, telemetry.batch_size.observe)
     telemetry.watch(engine)
-    run = ServedRun(path, Path(source).resolve().name)
-    service = Service(engine, tokenizer.load(), telemetry, run, config.api_key, config.watch)
-    web = app.build(service, config.cors_origin, pages.routes())
-    server = Server(web, config.drain_seconds, lambda: engine.drain(config.drain_seconds))
-    with listen(config.host, config.port) as listener:
-        print(f"serving {folder} on {config.host}, port {listener.getsockname()[1]}", flush=True)
-        engine.start(on_failure=lambda: setattr(server, "should_exit", True))
-        if config.watch:
-            threading.Thread(target=watch, args=(path, served, engine, threading.Event()), daemon=True).start()
-        try:
-            server.run(sockets=[listener])
-        finally:
-            engine.stop(config.drain_seconds)
-    if engine.failure:
-        raise engine.failure
+    service = Service(engine, tokenizer.load(), telemetry, ServedRun(path, name), config.api_key, config.watch)
+    web = app.build(service, config.host, config.allowed_host, config.cors_origin, pages.routes())
+    server = Server(web, config.drain_seconds, engine)
+    engine.start(on_failure=lambda: setattr(server, "should_exit", True))
+    watching = asyncio.create_task(watch(path, engine)) if config.watch else None
+    try:
+        await server.serve(sockets=[listener])
+    finally:
+        if watching:
+            watching.cancel()
+        await engine.stop()
 
 
-def build_engines(config: ServeConfig, folder: Path) -> Engines:
-    """Load the model and its engine, in the thread that will own them and those to come."""
-    device.select(config.device)
-
-    def load(folder: Path) -> Engine:
-        model = checkpoint.load(folder, config.dtype, config.quantize)
-        return Engine(model, config.max_batch_size or slots_that_fit(model.config, model.dtype))
-
-    return Engines(load, folder)
+def listen(host: str, port: int) -> socket.socket:
+    """A TCP socket that listens. Raises OSError where the address is taken or not ours."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, port), family=family)

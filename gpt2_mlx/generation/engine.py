@@ -1,6 +1,7 @@
 """The engine: continuous batching of sequences over one model and one cache. A step is schedule, run, postprocess."""
 
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -46,30 +47,38 @@ class Engine:
 
     Args:
         model: evaluated, and used by this thread alone.
-        n_slots: the most sequences that run at once; the others wait.
+        n_slots: the largest number of sequences that run at once; the others wait.
+        on_pass: called before each forward pass with the ids of its sequences and the number of its tokens.
     """
 
-    def __init__(self, model: GPT2, n_slots: int = 16):
+    def __init__(self, model: GPT2, n_slots: int = 16, on_pass: Callable[[list[int], int], None] = lambda *_: None):
         self.model = model
+        self._on_pass = on_pass
         self.block_size, self.vocab_size = model.config.block_size, model.config.vocab_size
         self._row_counts = equal_row_counts(model)
         self._cache = KVCache(model.config, n_slots, model.dtype)
         self._scheduler = Scheduler(n_slots)
         self._sequences: dict[int, Sequence] = {}
-        self._in_step: list[Sequence] = []
 
-    def add(self, prompt: list[int], params: SamplingParams) -> int:
+    def add(self, prompt: list[int], params: SamplingParams, id: int | None = None, request: int | None = None) -> int:
         """Queue a sequence and return its id.
+
+        Args:
+            prompt: token ids; of more than block_size the newest count.
+            params: how to draw.
+            id: what to call it; by default a number that no other sequence has.
+            request: which request it belongs to, among which the slots are shared; by default one of its own.
 
         Raises:
             ValueError: the prompt is empty or a token is out of range.
         """
         if not prompt:
             raise ValueError("the prompt has no tokens; it must have at least one")
-        for token in (*prompt, *params.logit_bias):
+        id = next(_ids) if id is None else id
+        sequence = Sequence(id, prompt, params, self.block_size, id if request is None else request)
+        for token in (*sequence.prompt, *params.logit_bias):
             if not 0 <= token < self.vocab_size:
                 raise ValueError(f"token {token} is out of range; it must lie in [0, {self.vocab_size - 1}]")
-        sequence = Sequence(next(_ids), list(prompt), params, self.block_size)
         if params.prompt_logprobs:
             sequence.noted_prompt.append(Token(sequence.context[0]))
         self._sequences[sequence.id] = sequence
@@ -82,21 +91,16 @@ class Engine:
             self._finish(self._sequences[id], "cancelled")
 
     def step(self) -> list[Output]:
-        """Let every running sequence read a chunk of its prompt or draw a token.
-
-        An exception leaves the sequences of the step to `fail_step`; the others are untouched.
-        """
-        self._in_step = self._scheduler.schedule()
-        for group in self._prefill_groups(self._in_step):
+        """Let every running sequence read a chunk of its prompt or draw a token."""
+        if parked := self._scheduler.make_room():
+            parked.parked = self._cache.read(parked.slot, parked.cached)
+        for sequence in self._scheduler.admit():
+            if sequence.parked:
+                self._cache.write(sequence.slot, sequence.parked)
+                sequence.parked = None
+        for group in self._prefill_groups(self._scheduler.prefill()):
             self._prefill(group)
-        self._in_step = self._scheduler.decoding
-        return self._decode(self._in_step)
-
-    def fail_step(self) -> list[int]:
-        """Free the sequences of a step that raised, and return their ids: its outputs are lost for all of them."""
-        for sequence in self._in_step:
-            self._finish(sequence, "error")
-        return [sequence.id for sequence in self._in_step]
+        return self._decode(self._scheduler.decoding)
 
     def warm_up(self) -> None:
         """Run each kernel once, so that the first request is as fast as the tenth."""
@@ -147,6 +151,7 @@ class Engine:
         """Read the next chunks of contexts, all of one width."""
         slots, starts, counts = zip(*((s.slot, s.cached, s.chunk) for s in sequences))
         width = _width(max(counts))
+        self._on_pass([s.id for s in sequences], sum(counts))
         chunks = [s.context[s.cached : s.cached + n] + [0] * (width - n) for s, n in zip(sequences, counts)]
         view = self._cache.extend(list(slots), starts, counts, width)
         hidden = self.model.hidden(mx.array(chunks), cache=view)  # (B, T, C)
@@ -162,6 +167,7 @@ class Engine:
         sequences = [s for s in sequences if s.params.max_tokens]
         if not sequences:
             return outputs
+        self._on_pass([s.id for s in sequences], len(sequences))
         groups = itertools.groupby(sequences, lambda s: s.slot // self._row_counts[-1])
         logits = mx.concatenate([self._next_logits(list(group)) for _, group in groups])  # (B, V)
         log_p = logits - mx.logsumexp(logits, axis=-1, keepdims=True)  # computed where it is asked for

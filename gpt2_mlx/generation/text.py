@@ -1,6 +1,5 @@
 """Text in, text out: ids as they come become text, and one prompt goes through an engine of its own."""
 
-import re
 import secrets
 from collections.abc import Iterator, Sequence
 
@@ -11,21 +10,45 @@ from ..tokenizer import StreamingDecoder
 from .engine import Engine
 from .params import SamplingParams
 
-SENTENCE_END = r"[.!?]+[\"'\u201d\u2019)\]}\xbb]*"  # marks, closing quotes and brackets; white space must follow: 3.14
-_END_FOUND = re.compile(SENTENCE_END + r"(?=\s)")
-_END_BEGUN = re.compile(SENTENCE_END + r"\Z")
+MARKS = frozenset(".!?")
+CLOSERS = frozenset("\"'\u201d\u2019)]}\xbb")  # quotes and brackets that may follow the marks
+
+
+class _StopString:
+    """Looks for a string in a text that comes character by character (Knuth, Morris and Pratt 1977).
+
+    Attributes:
+        n_matched: how many of the text's last characters the string begins with.
+    """
+
+    def __init__(self, string: str):
+        self._string, self.n_matched = string, 0
+        self._shorter = [0] * len(string)  # of each beginning, the longest shorter one that it ends with
+        for i in range(1, len(string)):
+            self._shorter[i] = self._next(self._shorter[i - 1], string[i])
+
+    def _next(self, n: int, char: str) -> int:
+        while n and (n == len(self._string) or self._string[n] != char):
+            n = self._shorter[n - 1]
+        return n + (self._string[n] == char)
+
+    def add(self, char: str) -> bool:
+        """Whether the string ends with this character."""
+        self.n_matched = self._next(self.n_matched, char)
+        return self.n_matched == len(self._string)
 
 
 class TextStream:
     """Ids in, pieces of text out; joined, the pieces are the whole text.
 
-    It holds back the bytes of a half character, and whatever might still become a stop string. The text ends before
-    the stop string that is complete first, wherever tokens begin and end.
+    It holds back the bytes of a half character, and what may yet become a stop string. The text ends before the stop
+    string that is complete first, wherever tokens begin and end. The work for a token does not grow with the text.
 
     Args:
         encoding: the tokenizer.
-        stop: strings that end the text and are no part of it.
-        whole_sentence: end the text after its first sentence.
+        stop: strings that end the text and are no part of it; none is empty.
+        whole_sentence: end the text after its first sentence, that is where white space follows marks like . ! ? and
+            closing quotes or brackets behind them. So 3.14 is no end.
 
     Attributes:
         stopped: whether the text has come to such an end; further ids bring nothing.
@@ -35,8 +58,8 @@ class TextStream:
     def __init__(self, encoding: tiktoken.Encoding, stop: tuple[str, ...] = (), whole_sentence: bool = False):
         self.stopped = False
         self.n_given = 0
-        self._stop = stop
-        self._whole_sentence = whole_sentence
+        self._stops = [_StopString(string) for string in stop]
+        self._whole_sentence, self._sentence_may_end = whole_sentence, False
         self._decoder = StreamingDecoder(encoding)
         self._held = ""
 
@@ -49,38 +72,37 @@ class TextStream:
         """Take a token's id; returns the text that is certain now, often none."""
         if self.stopped:
             return ""
-        self._held += self._decoder.add(id)
-        return self._give(len(self._held) - self._n_doubtful())
+        self._take(self._decoder.add(id))
+        doubtful = 0 if self.stopped else max((stop.n_matched for stop in self._stops), default=0)
+        return self._give(len(self._held) - doubtful)
 
     def finish(self) -> str:
         """The rest of the text; a character that stayed half becomes U+FFFD."""
         if self.stopped:
             return ""
-        self._held += self._decoder.finish()
+        self._take(self._decoder.finish())
         return self._give(len(self._held))
 
+    def _take(self, text: str) -> None:
+        """Hold the text, up to an end that is found."""
+        if not (self._stops or self._whole_sentence):
+            self._held += text
+            return
+        for char in text:
+            ends = [stop.n_matched for stop in self._stops if stop.add(char)]  # lengths of the strings that end here
+            if self._whole_sentence:
+                ends += [1] if self._sentence_may_end and char.isspace() else []
+                self._sentence_may_end = char in MARKS or (self._sentence_may_end and char in CLOSERS)
+            self._held += char
+            if ends:
+                self._held = self._held[: -max(ends)]
+                self.stopped = True
+                return
+
     def _give(self, n: int) -> str:
-        """Hand out the first n characters held, or those before an end that is found."""
-        cut = self._cut()
-        self.stopped = cut is not None
-        piece = self._held[: n if cut is None else cut]
-        self._held = "" if self.stopped else self._held[n:]
+        piece, self._held = self._held[:n], self._held[n:]
         self.n_given += len(piece)
         return piece
-
-    def _cut(self) -> int | None:
-        """Where the text ends, if it does. Of several ends the one counts that is complete first."""
-        found = [(at + len(stop), at) for stop in self._stop if (at := self._held.find(stop)) >= 0]
-        if self._whole_sentence and (match := _END_FOUND.search(self._held)):
-            found.append((match.end() + 1, match.end()))
-        return min(found)[1] if found else None
-
-    def _n_doubtful(self) -> int:
-        """How many of the last characters may belong to an end that is not complete yet."""
-        n = max((_overlap(self._held, stop) for stop in self._stop), default=0)
-        if self._whole_sentence and (match := _END_BEGUN.search(self._held)):
-            n = max(n, len(self._held) - match.start())
-        return n
 
 
 def stream(
@@ -88,21 +110,24 @@ def stream(
     tokenizer: tiktoken.Encoding,
     prompt: str,
     *,
-    stop: Sequence[str] = (),
+    stop: str | Sequence[str] = (),
     seed: int | None = None,
     **params,
 ) -> Iterator[str]:
     """Yield what follows the prompt, piece by piece, in whole characters.
 
     Args:
-        stop: strings that end the text and are kept out of it.
+        stop: a string, or several, that end the text and are kept out of it.
         seed: what the draws follow from; left out, each call gives another text.
         params: the other fields of `SamplingParams`: max_tokens, temperature, top_k, top_p, min_p, ...
 
     Raises:
         ValueError: a parameter is out of range.
     """
-    engine, text = Engine(model, n_slots=1), TextStream(tokenizer, tuple(stop))
+    stops = (stop,) if isinstance(stop, str) else tuple(stop)
+    if not all(isinstance(string, str) and string for string in stops):
+        raise ValueError(f"stop is {stop!r}; it must be a string or several, none of them empty")
+    engine, text = Engine(model, n_slots=1), TextStream(tokenizer, stops)
     seed = secrets.randbits(63) if seed is None else seed
     engine.add(tokenizer.encode_ordinary(prompt) or [tokenizer.eot_token], SamplingParams(seed=seed, **params))
     while engine.has_work and not text.stopped:
@@ -117,8 +142,3 @@ def stream(
 def generate(model: GPT2, tokenizer: tiktoken.Encoding, prompt: str, **params) -> str:
     """The prompt and what follows it. Arguments as `stream`."""
     return prompt + "".join(stream(model, tokenizer, prompt, **params))
-
-
-def _overlap(text: str, stop: str) -> int:
-    """The length of the longest end of `text` that a longer `stop` begins with."""
-    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)

@@ -131,8 +131,8 @@ class Card(_Answer):
     """Why the training ended; None if it has not."""
     test_loss: float | None
     """Nats per token, of the best checkpoint."""
-    checkpoint: Checkpoint | None
-    """The one that answers where a request names none; None while it loads."""
+    checkpoint: Checkpoint
+    """The one that answers where a request names none."""
     checkpoints: list[Checkpoint]
     """Those that requests may name."""
     watch: bool

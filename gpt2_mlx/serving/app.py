@@ -5,7 +5,7 @@ import hmac
 from collections.abc import Coroutine
 from typing import Any
 
-from pydantic import BaseModel
+import anyio
 from sse_starlette.sse import AppStatus, EventSourceResponse
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -31,21 +31,28 @@ from .completions import (
     whole,
 )
 from .errors import ApiError
-from .fields import Prompt
-from .limits import MAX_BODY, MAX_READ
+from .guard import Guard
+from .limits import BODY_SECONDS, MAX_BODY, MAX_ECHO_CHARS, MAX_NUMBERS, MAX_READ
 from .telemetry import Observed
 
 # `curl -d` calls all it sends a form, and a bare client says nothing: then the body tells.
 JSON_TYPES = ("application/json", "application/x-www-form-urlencoded", "")
-SEND_TIMEOUT = 60.0  # seconds for a client to take an event, before it counts as gone
 
 
-def build(service: Service, cors_origins: tuple[str, ...] = (), pages: tuple[BaseRoute, ...] = ()) -> Starlette:
+def build(
+    service: Service,
+    host: str,
+    allowed_hosts: tuple[str, ...] = (),
+    cors_origins: tuple[str, ...] = (),
+    pages: tuple[BaseRoute, ...] = (),
+) -> Starlette:
     """The app of a service.
 
     Args:
         service: what answers; its engine may still load.
-        cors_origins: origins whose pages may read the answers.
+        host: the address that it listens on.
+        allowed_hosts: further names for it; see `Guard`.
+        cors_origins: origins whose pages may use it and read the answers.
         pages: further routes, open to all.
     """
     # The server lets streams end when it drains; the library would cut them off.
@@ -60,7 +67,10 @@ def build(service: Service, cors_origins: tuple[str, ...] = (), pages: tuple[Bas
         *pages,
     ]
     paths = frozenset(route.path for route in routes if isinstance(route, Route))
-    middleware = [Middleware(Observed, telemetry=service.telemetry, routes=paths)]
+    middleware = [
+        Middleware(Observed, telemetry=service.telemetry, routes=paths),
+        Middleware(Guard, host=host, allowed_hosts=allowed_hosts, allowed_origins=cors_origins),
+    ]
     if cors_origins:
         cors = {"allow_headers": ["Authorization", "Content-Type", "X-Request-ID"], "expose_headers": ["X-Request-ID"]}
         middleware.append(Middleware(CORSMiddleware, allow_origins=cors_origins, allow_methods=["GET", "POST"], **cors))
@@ -103,27 +113,47 @@ async def metrics(request: Request) -> Response:
 
 async def _complete(request: Request, schema: type[schemas.Parsed], form_of: type[Form]) -> Response:
     service = _service(request, needs_key=True)
-    parsed = schemas.parse(schema, await _body(request))
+    body = await _body(request)
     if service.engine.closed:
         raise ApiError(503, service.engine.closed, headers=RETRY_AFTER)
-    prompts = await run_in_threadpool(_encode, service, parsed.prompts)
+    # Beside the event loop: a large body takes tenths of a second.
+    parsed, prompts = await run_in_threadpool(_read, service, schema, body)
     generation = Generation(service, parsed, prompts)
     form = form_of(generation)
     if parsed.stream:
         return _Events(form)
     with generation:
-        return answer(await _unless_gone(request, whole(form)))
+        return await _unless_gone(request, whole(form))
 
 
-def _encode(service: Service, prompts: tuple[Prompt, ...]) -> list[EncodedPrompt]:
-    return [EncodedPrompt.of(prompt, service.encoding) for prompt in prompts]
+def _read(
+    service: Service, schema: type[schemas.Parsed], body: bytes
+) -> tuple[schemas.TextRequest, list[EncodedPrompt]]:
+    request = schemas.parse(schema, body)
+    block_size = service.run.block_size
+    prompts = [EncodedPrompt.of(prompt, service.encoding, block_size, request.echo) for prompt in request.prompts]
+    _check_answer(request, prompts)
+    return request, prompts
+
+
+def _check_answer(request: schemas.TextRequest, prompts: list[EncodedPrompt]) -> None:
+    """Refuse, before anything is computed, what would make too large an answer."""
+    n_chars = request.n * sum(len(prompt.text) for prompt in prompts) if request.echo else 0
+    if n_chars > MAX_ECHO_CHARS:
+        message = f"the prompts are {n_chars} characters long, times n; at most {MAX_ECHO_CHARS} can be echoed"
+        raise ApiError(400, message, "echo", code="invalid_value")
+    if request.wants_logprobs:
+        n_tokens = request.n * sum(request.max_tokens + request.echo * len(prompt.ids) for prompt in prompts)
+        if (n := n_tokens * (1 + request.logprobs)) > MAX_NUMBERS:
+            message = f"logprobs asks for up to {n} numbers in the answer; at most {MAX_NUMBERS} are allowed"
+            raise ApiError(400, message, "logprobs", code="invalid_value")
 
 
 class _Events(EventSourceResponse):
     """Streams a generation and ends it, whichever way the stream ends."""
 
     def __init__(self, form: Form):
-        super().__init__(events(form), sep="\n", send_timeout=SEND_TIMEOUT)
+        super().__init__(events(form), sep="\n")
         self.generation = form.generation
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -131,7 +161,7 @@ class _Events(EventSourceResponse):
             await super().__call__(scope, receive, send)
 
 
-async def _unless_gone(request: Request, work: Coroutine[Any, Any, BaseModel]) -> BaseModel:
+async def _unless_gone(request: Request, work: Coroutine[Any, Any, Response]) -> Response:
     """The result of `work`, which is cancelled when the client leaves.
 
     Raises:
@@ -157,15 +187,19 @@ async def _body(request: Request) -> bytes:
     """The body of a request that may be JSON; read first, so that whoever sends it comes to read the answer.
 
     Raises:
-        ApiError: 413 or 415.
+        ApiError: 408, 413 or 415.
     """
     body, size = bytearray(), 0
-    async for chunk in request.stream():
-        size += len(chunk)
-        if size <= MAX_BODY:
-            body += chunk
-        elif size > MAX_READ:
-            break
+    try:
+        with anyio.fail_after(BODY_SECONDS):
+            async for part in request.stream():
+                size += len(part)
+                if size <= MAX_BODY:
+                    body += part
+                elif size > MAX_READ:
+                    break
+    except TimeoutError:
+        raise ApiError(408, f"the body did not come within {BODY_SECONDS:g} seconds") from None
     if size > MAX_BODY:
         raise ApiError(413, f"the body is larger than {MAX_BODY} bytes", code="body_too_large")
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()

@@ -1,252 +1,244 @@
-"""`AsyncEngine`: one thread around the engines. Requests come in through a bounded inbox, events go out to asyncio."""
+"""`AsyncEngine`: the engine's process seen from asyncio. When it dies or hangs, another goes on where it was.
 
+The same request gives the same text, so what was under way is drawn again from its seeds, and what was sent already is
+left out: a client sees a pause and nothing else.
+"""
+
+import asyncio
 import contextlib
 import logging
-import threading
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-import mlx.core as mx
+from . import messages
+from .messages import Add, Cancel, Loaded, NotLoaded, NotTaken, Pass, Step, Swap
+from .replay import Jobs
+from .submission import EngineFailed, Job, QueueFull, Refused, Submission, Unavailable
 
-from .engines import Engines
-from .submission import Event, Job, QueueFull, Refused, StepFailed, Submission, Unavailable
-
-PROBE_SECONDS = 5.0  # between two trials of an engine whose last step failed
+SILENCE = 10.0  # seconds that a pass may take, and
+TIMES = 5.0  # this many times what its tokens take, a token having taken what the slowest has taken so far
+LONGEST_WAIT = 30.0  # seconds between two trials to start a process
+STOPPED = "the server has stopped"
 
 log = logging.getLogger(__name__)
 
 
 class AsyncEngine:
-    """Engines in a thread of their own, which owns all arrays; what crosses is plain.
+    """The engine in a process of its own; `start` and all that follows belong to one event loop.
 
     Args:
-        build: makes the Engines, in that thread.
-        max_queue: the most sequences that wait for a slot; one request may go beyond it by what it brings.
-        on_step: called in the engine's thread after a step with the number of its sequences.
+        launch: starts a process that answers with this checkpoint; see `worker.launch`.
+        checkpoint: the folder of the checkpoint that answers first.
+        max_queue: the largest number of sequences that wait for a slot; one request may go beyond it by what it brings.
+
+    Attributes:
+        on_step: called after a step with the number of its sequences.
+        on_restart: called when another process is started.
+        checkpoint: the folder of the checkpoint that answers where none is named.
+        n_running: the sequences that have a slot.
+        failure: why the first process could not be started, if it could not.
     """
 
-    def __init__(self, build: Callable[[], Engines], max_queue: int, on_step: Callable[[int], None] = lambda _: None):
-        self.max_queue = max_queue
-        self.failure: Exception | None = None  # what ended the engine
+    def __init__(self, launch: Callable[[Path], subprocess.Popen], checkpoint: Path, max_queue: int):
+        self.checkpoint, self.max_queue = checkpoint, max_queue
+        self.on_step: Callable[[int], None] = lambda _: None
+        self.on_restart: Callable[[], None] = lambda: None
+        self.failure: str | None = None
         self.n_running = 0
-        self.checkpoint: Path | None = None  # the folder of the one that answers where none is named
-        self._build = build
-        self._on_step = on_step
-        self._on_failure: Callable[[], None] = lambda: None
-        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
-        self._loaded = self._draining = self._stopping = False
-        self._deadline = float("inf")  # on the monotonic clock
+        self.swapping: Path | None = None  # what is being loaded to answer next
+        self._launch = launch
+        self._jobs = Jobs()
+        self._n_requests = 0
+        self._loaded = self._draining = False
         self._trouble: str | None = None
-        self._live: dict[int, tuple[Submission, int]] = {}  # by the engine's id; belongs to the engine's thread
-        self._changed = threading.Condition()  # guards what follows
-        self._inbox: list[tuple] = []  # (method, arguments ...) for the engine's thread
-        self._n_arriving = 0  # sequences that the engine has not been given yet
-        self._n_queued = 0  # sequences that wait inside the engine
+        self._pipe: asyncio.WriteTransport | None = None  # to the process
+        self._task: asyncio.Task | None = None
+        self._process = launch(checkpoint)
+        self._heard = 0.0  # when the process last said something, on the monotonic clock
+        self._pass = Pass((), 0)  # the one at work
+        self._slowest = 0.0  # seconds a token
 
     def start(self, on_failure: Callable[[], None] = lambda: None) -> None:
-        """Begin to load. `on_failure` is called, in the engine's thread, if that fails; see `failure`."""
-        self._on_failure = on_failure
-        self._thread.start()
+        """Attend to the process, and to those that follow it. `on_failure` is called if the first cannot load."""
+        self._task = asyncio.get_running_loop().create_task(self._supervise(on_failure))
 
     def drain(self, seconds: float) -> None:
-        """Refuse new requests; those taken may go on for so long. May be called from a signal handler."""
-        self._deadline = time.monotonic() + seconds
-        self._draining = True
+        """Refuse new requests; those taken may go on for this long. A second call changes nothing."""
+        if not self._draining:
+            self._draining = True
+            asyncio.get_running_loop().call_later(seconds, self._end_all, STOPPED)
 
-    def stop(self, timeout: float) -> None:
-        """End the thread after the step in hand; requests that are left get Unavailable."""
-        self._draining = self._stopping = True
-        with self._changed:
-            self._changed.notify()
-        self._thread.join(timeout)
+    async def stop(self) -> None:
+        """End the process; requests that are left get Unavailable."""
+        self._draining = True
+        self._end_all(STOPPED)
+        if self._task:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+        self._process.kill()
+        self._process.wait()
 
     @property
     def n_waiting(self) -> int:
-        return self._n_arriving + self._n_queued
+        """The sequences that wait for a slot."""
+        return max(0, len(self._jobs) - self.n_running)
 
     @property
     def closed(self) -> str | None:
         """Why no request is taken; None if one is."""
         if self.failure:
-            return f"the engine ended: {type(self.failure).__name__}"
+            return f"the engine could not be started: {self.failure}"
         if self._draining:
             return "the server is draining"
         return None if self._loaded else "the model is loading"
 
     @property
     def unready(self) -> str | None:
-        """Why a request would not be served; None if it would."""
+        """Why a request would not be served at once; None if it would."""
         full = f"the queue is full: {self.n_waiting} wait" if self.n_waiting >= self.max_queue else None
         return self.closed or self._trouble or full
 
     def submit(self, jobs: list[Job], checkpoint: Path | None = None) -> Submission:
-        """Queue the jobs of a request; call it in the event loop that shall get the events.
+        """Queue the jobs of a request.
 
         Args:
             jobs: what is asked for.
-            checkpoint: the folder of the one to answer with, if not the one that answers at the time.
+            checkpoint: the folder of the one to answer with, if not the one that answers now.
 
         Raises:
             QueueFull: `max_queue` sequences wait already.
             Unavailable: see `closed`.
         """
-        submission = Submission(jobs, self._cancel, checkpoint)
-        with self._changed:
-            if reason := self.closed:
-                raise Unavailable(reason)
-            if self.n_waiting >= self.max_queue:
-                raise QueueFull(f"{self.n_waiting} sequences wait already; at most {self.max_queue} may")
-            self._n_arriving += len(jobs)
-            self._tell(self._admit, submission)
+        if reason := self.closed:
+            raise Unavailable(reason)
+        if self.n_waiting >= self.max_queue:
+            raise QueueFull(f"{self.n_waiting} sequences wait already; at most {self.max_queue} may")
+        submission = Submission(jobs, checkpoint or self.checkpoint, self._cancel)
+        self._n_requests += 1
+        self._jobs.add(submission, self._n_requests)
+        self._send_due()
         return submission
 
     def swap(self, checkpoint: Path) -> None:
-        """Answer with another checkpoint from the next step on; see `Engines`. One that cannot be loaded is told in the
-        log, and the old one goes on."""
-        with self._changed:
-            self._tell(self._swap, checkpoint)
+        """Answer with another checkpoint as soon as it is loaded. If it cannot be, the log says so and the old one
+        goes on."""
+        self.swapping = checkpoint
+        self._send(Swap(checkpoint))
 
     def _cancel(self, submission: Submission, number: int) -> None:
-        with self._changed:
-            self._tell(self._drop, submission, number)
+        for id in self._jobs.drop(submission, number):
+            self._send(Cancel(id))
+        self._send_due()
 
-    def _tell(self, method: Callable, *arguments) -> None:
-        self._inbox.append((method, *arguments))
-        self._changed.notify()
+    def _send_due(self) -> None:
+        if self._pipe:
+            if not self._jobs.n_sent:
+                self._heard = time.monotonic()  # from now on it is expected to say something
+            for message in self._jobs.due():
+                self._send(message)
 
-    # What follows runs in the engine's thread.
+    def _send(self, message: Add | Cancel | Swap) -> None:
+        if self._pipe:  # else it is starting, and gets what is open then
+            self._pipe.write(messages.pack(message))
 
-    def _run(self) -> None:
-        try:
-            self._serve()
-        except Exception as error:
-            self.failure = error
-            if self._loaded:
-                log.exception("the engine ended")
+    async def _supervise(self, on_failure: Callable[[], None]) -> None:
+        trials = 0  # to start it again, in vain
+        while True:
+            how = await self._attend()
+            if not self._loaded:
+                self.failure = how
+                on_failure()
+                return
+            log.error("the engine's process ended: %s; another is started", how)
+            self.n_running, was_loaded = 0, self._trouble is None
+            self._trouble = f"the engine's process ended ({how}), and another is starting"
+            if was_loaded:
+                trials = 0
+                if submission := self._jobs.died(self._pass.ids):
+                    submission.put(EngineFailed("the engine failed twice on this request"))
             else:
-                self._on_failure()
+                trials += 1
+                self._end_all(f"the engine cannot be started: {how}")
+                await asyncio.sleep(min(LONGEST_WAIT, 2**trials))
+            self.on_restart()
+            self._process = self._launch(self.checkpoint)
+
+    async def _attend(self) -> str:
+        """Talk to the process until it has ended; returns how."""
+        loop, reader = asyncio.get_running_loop(), asyncio.StreamReader()
+        await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), self._process.stdout)
+        self._pipe, _ = await loop.connect_write_pipe(asyncio.BaseProtocol, self._process.stdin)
+        self._pass, self._heard, how = Pass((), 0), time.monotonic(), ""
+        self._jobs.rewind()
+        self._send_due()
+        if self.swapping:
+            self._send(Swap(self.swapping))
+        watching = loop.create_task(self._kill_if_it_hangs())
+        try:
+            while message := await _receive(reader):
+                how = self._act(message) or how
         finally:
-            self._end()
-            # Left to the end of the thread, this can meet the end of the process, which then aborts.
-            mx.clear_streams()
+            self._pipe.close()
+            self._pipe = None
+            hung = watching.done()
+            watching.cancel()
+            self._process.kill()
+        status = await asyncio.to_thread(self._process.wait)
+        return how or ("it hung" if hung else f"status {status}")
 
-    def _serve(self) -> None:
-        engine = self._build()
-        engine.warm_up()
-        self._publish(engine)
-        self._loaded = True
-        log.info("ready")
-        while not self._stopping and time.monotonic() < self._deadline:
-            self._read_inbox(engine)
-            if engine.has_work:
-                self._step(engine)
-            elif self._trouble:
-                self._probe(engine)
-            self._publish(engine)
+    def _act(self, message: object) -> str | None:
+        """Do what a message asks for; returns why the process will end, if it says so."""
+        now = time.monotonic()
+        if self._pass.n_tokens:
+            self._slowest = max(self._slowest, (now - self._heard) / self._pass.n_tokens)
+        self._heard = now
+        self._pass = message if isinstance(message, Pass) else Pass((), 0)
+        match message:
+            case Loaded(checkpoint):
+                self._loaded, self._trouble, self.checkpoint = True, None, checkpoint
+                self.swapping = None if self.swapping == checkpoint else self.swapping
+                log.info("%s answers from now on", checkpoint)
+            case NotLoaded(checkpoint, reason) if not self._loaded or self._trouble:
+                return reason
+            case NotLoaded(checkpoint, reason):
+                self.swapping = None
+                log.error("%s could not be loaded: %s", checkpoint, reason)
+            case Step(outputs, n_running):
+                self.on_step(n_running + sum(output.finish_reason is not None for output in outputs))
+                self.n_running = n_running
+                for submission, event in filter(None, map(self._jobs.take, outputs)):
+                    submission.put(event)
+                self._send_due()
+            case NotTaken(id, reason, for_now):
+                if submission := self._jobs.fail(id):
+                    submission.put(QueueFull(reason) if for_now else Refused(reason))
+        return None
 
-    def _read_inbox(self, engine: Engines) -> None:
-        """Do what came in; without work, wait for something to do."""
-        with self._changed:
-            if not (self._inbox or self._stopping or engine.has_work):
-                self._changed.wait(PROBE_SECONDS if self._trouble else None)
-            messages, self._inbox = self._inbox, []
-            n_arrived = self._n_arriving
-        for method, *arguments in messages:
-            method(engine, *arguments)
-        self._publish(engine, n_arrived)
+    async def _kill_if_it_hangs(self) -> None:
+        """Return when the process has been silent for too long, having killed it."""
+        while True:
+            began = time.monotonic()
+            await asyncio.sleep(0.25)
+            now = time.monotonic()
+            if now - began > 1.0:  # this process stood still itself
+                self._heard = now
+            is_due = self._jobs.n_sent and self._loaded and not self._trouble
+            if is_due and now - self._heard > SILENCE + TIMES * self._slowest * self._pass.n_tokens:
+                self._process.kill()
+                return
 
-    def _publish(self, engine: Engines, n_arrived: int = 0) -> None:
-        with self._changed:
-            self._n_arriving -= n_arrived
-            self._n_queued, self.n_running = engine.n_waiting, engine.n_running
-            self.checkpoint = engine.checkpoint
-
-    def _admit(self, engine: Engines, submission: Submission) -> None:
-        submission.checkpoint = submission.checkpoint or engine.checkpoint
-        try:
-            for number, (prompt, params) in enumerate(submission.jobs):
-                id = submission.ids[number] = engine.add(prompt, params, submission.checkpoint)
-                self._live[id] = (submission, number)
-        except QueueFull as error:
-            self._fail(engine, submission, error)
-        except ValueError as error:
-            self._fail(engine, submission, Refused(str(error)))
-        except Exception:  # a checkpoint that does not fit into memory, say
-            log.exception("a request could not be taken")
-            self._fail(engine, submission, StepFailed("the engine failed on this request"))
-
-    def _swap(self, engine: Engines, checkpoint: Path) -> None:
-        try:
-            engine.swap(checkpoint)
-        except Exception:
-            log.exception("%s could not be loaded; %s goes on", checkpoint, engine.checkpoint)
-        else:
-            log.info("%s answers from now on", checkpoint)
-
-    def _drop(self, engine: Engines, submission: Submission, number: int) -> None:
-        if self._live.pop(submission.ids.get(number), None):
-            engine.cancel(submission.ids[number])
-
-    def _fail(self, engine: Engines, submission: Submission, error: Exception) -> None:
-        for number in submission.ids:
-            self._drop(engine, submission, number)
-        self._deliver([(submission, error)])
-
-    def _step(self, engine: Engines) -> None:
-        try:
-            outputs = engine.step()
-        except Exception as error:
-            self._step_failed(engine, error)
-            return
-        self._trouble = None
-        self._on_step(engine.n_running + sum(output.finish_reason is not None for output in outputs))
-        events = []
-        for output in outputs:
-            if output.id in self._live:
-                submission, number = self._live[output.id]
-                events.append((submission, (number, output)))
-                if output.finish_reason:
-                    del self._live[output.id]
-        self._deliver(events)
-
-    def _step_failed(self, engine: Engines, error: Exception) -> None:
-        """Fail the requests of the step, whole; the engine goes on with the others."""
-        log.error("a step failed", exc_info=error)
-        self._trouble = f"the last step failed: {type(error).__name__}"
-        # An engine that cannot say who was in the step would fail the same way for ever: then all were.
-        failed = engine.fail_step() or list(self._live)
-        if not engine.has_work:
-            failed = list(self._live)
-        for submission in {self._live[id][0] for id in failed if id in self._live}:
-            self._fail(engine, submission, StepFailed("the engine failed on this request"))
-
-    def _probe(self, engine: Engines) -> None:
-        """Find out whether an engine whose last step failed works again."""
-        try:
-            engine.warm_up()
-        except Exception as error:
-            self._step_failed(engine, error)
-        else:
-            self._trouble = None
-
-    def _deliver(self, events: list[tuple[Submission, Event | Exception]]) -> None:
-        """Hand events to the event loops that wait for them: there is one, and one call."""
-        for loop in {submission.loop for submission, _ in events}:
-            own = [(submission, event) for submission, event in events if submission.loop is loop]
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens any more
-                loop.call_soon_threadsafe(_put, own)
-
-    def _end(self) -> None:
-        """Tell every request that is left that there will be no more."""
-        with self._changed:
-            arrived = [arguments[0] for method, *arguments in self._inbox if method == self._admit]
-            self._inbox, self._n_arriving, self._n_queued, self.n_running = [], 0, 0, 0
-        submissions = {submission for submission, _ in self._live.values()} | set(arrived)
-        self._live = {}
-        self._deliver([(submission, Unavailable("the server has stopped")) for submission in submissions])
+    def _end_all(self, reason: str) -> None:
+        for submission in self._jobs.clear():
+            submission.put(Unavailable(reason))
 
 
-def _put(events: list[tuple[Submission, Event | Exception]]) -> None:
-    for submission, event in events:
-        submission.put(event)
+async def _receive(reader: asyncio.StreamReader) -> object | None:
+    """The next message; None where the process has ended."""
+    try:
+        (length,) = messages.LENGTH.unpack(await reader.readexactly(messages.LENGTH.size))
+        return messages.unpack(await reader.readexactly(length))
+    except (asyncio.IncompleteReadError, ConnectionError):
+        return None

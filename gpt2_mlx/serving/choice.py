@@ -6,25 +6,10 @@ import tiktoken
 
 from ..generation.engine import Output, Token
 from ..generation.text import TextStream
-from ..tokenizer import token_bytes
+from ..tokenizer import StreamingDecoder, token_bytes
 from .answers import Logprobs
 from .fields import Prompt
 from .schemas import TextRequest
-
-
-@dataclass(frozen=True)
-class EncodedPrompt:
-    """A prompt as text and as token ids."""
-
-    text: str
-    ids: list[int]
-
-    @classmethod
-    def of(cls, prompt: Prompt, encoding: tiktoken.Encoding) -> "EncodedPrompt":
-        """An empty text begins as a document does, after <|endoftext|>."""
-        if isinstance(prompt, str):
-            return cls(prompt, encoding.encode_ordinary(prompt) or [encoding.eot_token])
-        return cls("".join(_texts(prompt, encoding)), prompt)
 
 
 @dataclass(frozen=True)
@@ -35,6 +20,25 @@ class TokenNote:
     offset: int  # in the text of the answer, characters
     logprob: float | None
     top: dict[str, float] | None
+
+
+@dataclass
+class EncodedPrompt:
+    """A prompt as token ids, and as text where the answer holds it."""
+
+    ids: list[int]
+    context: list[int]  # the newest of them, which the model can look back on
+    text: str
+    notes: list[TokenNote] | None = None  # of its tokens, once they are known; the same for all samples
+
+    @classmethod
+    def of(cls, prompt: Prompt, encoding: tiktoken.Encoding, block_size: int, echo: bool) -> "EncodedPrompt":
+        """An empty text begins as a document does, after <|endoftext|>."""
+        if isinstance(prompt, str):
+            ids, text = encoding.encode_ordinary(prompt) or [encoding.eot_token], prompt
+        else:
+            ids, text = prompt, encoding.decode_bytes(prompt).decode(errors="replace") if echo else ""
+        return cls(ids, ids[-block_size:], text)
 
 
 @dataclass
@@ -62,9 +66,9 @@ class Choice:
     def __init__(self, index: int, prompt: EncodedPrompt, request: TextRequest, encoding: tiktoken.Encoding):
         self.index = index
         self.prompt = prompt
-        self.whole = Delta()
         self.n_tokens = 0
         self.last_at: float | None = None  # when its last token came, on the monotonic clock
+        self._deltas: list[Delta] = []
         self._encoding = encoding
         self._echo = request.echo
         self._wants_notes = request.wants_logprobs
@@ -72,23 +76,29 @@ class Choice:
         self._base = len(prompt.text) if request.echo else 0
         self._held: list[TokenNote] = []
 
+    @property
+    def whole(self) -> Delta:
+        """All of the text so far."""
+        last = self._deltas[-1] if self._deltas else Delta()
+        text = "".join(delta.text for delta in self._deltas)
+        notes = [note for delta in self._deltas for note in delta.notes]
+        return Delta(text, notes, last.finish_reason, last.slides)
+
     def take(self, output: Output) -> Delta:
         """What an Output adds: the text that is certain, and the notes of the tokens that begin in it."""
         text = self._prompt_text(output)
         for token in output.tokens:
             self.n_tokens += 1
-            self._note(token, self._base + self._decoder.n_chars)
+            if self._wants_notes:
+                self._held.append(self._note(token, self._base + self._decoder.n_chars))
             text += self._decoder.add(token.id)
             if self._decoder.stopped:
                 break
         if output.finish_reason:
             text += self._decoder.finish()
         reason = "stop" if self._decoder.stopped else output.finish_reason
-        delta = Delta(text, self._certain_notes(reason), reason, output.slides)
-        self.whole.text += delta.text
-        self.whole.notes += delta.notes
-        self.whole.finish_reason, self.whole.slides = reason, output.slides
-        return delta
+        self._deltas.append(Delta(text, self._certain_notes(reason), reason, output.slides))
+        return self._deltas[-1]
 
     def _prompt_text(self, output: Output) -> str:
         """The prompt, if it is to be echoed and was not yet; its notes are added on the way."""
@@ -96,25 +106,27 @@ class Choice:
             return ""
         self._echo = False
         if self._wants_notes:
-            self._note_prompt(output.prompt)
+            if output.prompt:  # in the first sample's output, which comes before the others'
+                self.prompt.notes = self._prompt_notes(output.prompt)
+            self._held += self.prompt.notes
         return self.prompt.text
 
-    def _note_prompt(self, tokens: tuple[Token, ...]) -> None:
+    def _prompt_notes(self, tokens: tuple[Token, ...]) -> list[TokenNote]:
         # The engine reads the newest tokens of a prompt longer than its context: those before have no numbers.
         unread = [Token(id) for id in self.prompt.ids[: len(self.prompt.ids) - len(tokens)]]
-        decoder = TextStream(self._encoding)
+        decoder, notes = StreamingDecoder(self._encoding), []
+        n_chars = 0
         for token in (*unread, *tokens):
-            self._note(token, min(decoder.n_chars, self._base))
-            decoder.add(token.id)
+            notes.append(self._note(token, min(n_chars, self._base)))
+            n_chars += len(decoder.add(token.id))
+        return notes
 
-    def _note(self, token: Token, offset: int) -> None:
-        if not self._wants_notes:
-            return
+    def _note(self, token: Token, offset: int) -> TokenNote:
         text, top = _token_text(self._encoding, token.id), None
         if token.logprob is not None:
             top = {_token_text(self._encoding, id): logprob for id, logprob in token.alternatives}
             top.setdefault(text, token.logprob)
-        self._held.append(TokenNote(text, offset, token.logprob, top))
+        return TokenNote(text, offset, token.logprob, top)
 
     def _certain_notes(self, reason: str | None) -> list[TokenNote]:
         """The notes of tokens that begin in the text handed out; at a natural end, all that are left."""
@@ -123,11 +135,6 @@ class Choice:
         n = len(self._held) if ended else sum(note.offset < end for note in self._held)
         certain, self._held = self._held[:n], self._held[n:]
         return certain
-
-
-def _texts(ids: list[int], encoding: tiktoken.Encoding) -> list[str]:
-    decoder = TextStream(encoding)
-    return [*map(decoder.add, ids), decoder.finish()]
 
 
 def _token_text(encoding: tiktoken.Encoding, id: int) -> str:

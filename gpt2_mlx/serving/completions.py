@@ -1,27 +1,31 @@
 """From a request to its texts, and the two forms in which they are told: ours and OpenAI's."""
 
 import contextlib
+import dataclasses
 import json
 import secrets
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import tiktoken
 from pydantic import BaseModel
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import JSONResponse
 
-from .answers import CompletionAnswer, CompletionChoice, SentenceAnswer, SentenceEvent, Usage
+from .answers import CompletionAnswer, CompletionChoice, SentenceAnswer, SentenceEvent, Usage, answer
 from .async_engine import AsyncEngine
 from .choice import Choice, Delta, EncodedPrompt
 from .errors import ApiError
 from .limits import N_SEEDS
 from .schemas import TextRequest
 from .served_run import ServedRun
-from .submission import QueueFull, Refused, StepFailed, Unavailable
+from .submission import EngineFailed, QueueFull, Refused, Unavailable
 from .telemetry import Telemetry, request_id
 
 RETRY_AFTER = {"Retry-After": "1"}  # seconds
+MUCH = 500  # tokens with their numbers; the event loop stands still for a few milliseconds for fewer
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,9 @@ class Generation:
         self.began = time.monotonic()
         seed = secrets.randbits(63) if request.seed is None else request.seed
         samples = [request.params((seed + i) % N_SEEDS) for i in range(request.n)]
-        jobs = [(prompt.ids, params) for prompt in prompts for params in samples]
+        # The prompt's numbers are the same for all of its samples: the first asks for them.
+        samples[1:] = [dataclasses.replace(params, prompt_logprobs=False) for params in samples[1:]]
+        jobs = [(prompt.context, params) for prompt in prompts for params in samples]
         owners = [prompt for prompt in prompts for _ in samples]
         self.choices = [Choice(i, prompt, request, service.encoding) for i, prompt in enumerate(owners)]
         with _as_api_errors():
@@ -66,7 +72,7 @@ class Generation:
 
     @property
     def checkpoint(self) -> str:
-        """The name of the checkpoint that answers; known once a delta has come."""
+        """The name of the checkpoint that answers."""
         return self.submission.checkpoint.name
 
     @property
@@ -83,7 +89,7 @@ class Generation:
         with _as_api_errors():
             async for number, output in self.submission:
                 choice = self.choices[number]
-                delta = choice.take(output)
+                delta = await _beside(len(output.prompt), choice.take, output)
                 self._observe(choice, len(output.tokens))
                 if delta.finish_reason:
                     self.submission.cancel(number)  # at a stop string the engine would go on
@@ -127,7 +133,7 @@ def _as_api_errors() -> Iterator[None]:
         raise ApiError(429, str(error), code="queue_full", headers=RETRY_AFTER) from None
     except Unavailable as error:
         raise ApiError(503, str(error), headers=RETRY_AFTER) from None
-    except StepFailed as error:
+    except EngineFailed as error:
         raise ApiError(500, str(error), code="engine_failed") from None
     except Refused as error:
         raise ApiError(400, str(error), code="invalid_value") from None
@@ -204,11 +210,11 @@ class CompletionForm:
 Form = SentenceForm | CompletionForm
 
 
-async def whole(form: Form) -> SentenceAnswer | CompletionAnswer:
+async def whole(form: Form) -> JSONResponse:
     """The answer, once all of it is there."""
     async for _ in form.generation.deltas():
         pass
-    return form.answer()
+    return await run_in_threadpool(lambda: answer(form.answer()))
 
 
 async def events(form: Form) -> AsyncIterator[str]:
@@ -216,12 +222,17 @@ async def events(form: Form) -> AsyncIterator[str]:
     try:
         async for choice, delta in form.generation.deltas():
             if delta.text or delta.notes or delta.finish_reason:
-                yield _json(form.event(choice, delta))
+                yield await _beside(len(delta.notes), lambda: _json(form.event(choice, delta)))  # noqa: B023
         for event in form.last_events():
             yield _json(event)
     except ApiError as error:
         yield _json(error.body)
     yield "[DONE]"
+
+
+async def _beside(size: int, work: Callable, *arguments):
+    """What the work gives; if it is a lot, done beside the event loop, which answers others meanwhile."""
+    return await run_in_threadpool(work, *arguments) if size > MUCH else work(*arguments)
 
 
 def _json(event: BaseModel) -> str:

@@ -27,6 +27,8 @@ class ServeConfig(LoadConfig):
     """Ask requests for `Authorization: Bearer KEY`; /health, /ready, /metrics and the page stay open."""
     cors_origin: tuple[str, ...] = ()
     """Origins whose pages may call this server, such as https://example.org; * is all."""
+    allowed_host: tuple[str, ...] = ()
+    """Names by which a server on a loopback address may be called beside localhost, such as those of a proxy."""
     drain_seconds: int = 30
     """After SIGTERM, how long requests that run may take to end."""
     log_format: Literal["text", "json"] = "text"
@@ -46,3 +48,4 @@ class ServeConfig(LoadConfig):
                 raise ValueError(f"{flag} is {value}; it must be at least {low} and at most {high}")
         if self.api_key is not None and not self.api_key.strip():
             raise ValueError("--api-key is blank; it must have a character")
+        object.__setattr__(self, "api_key", self.api_key and self.api_key.strip())  # a file's last newline, say

@@ -1,87 +1,134 @@
 """`Engines`: an Engine for each checkpoint in use, behind the methods of one."""
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import mlx.core as mx
 
+from .. import checkpoint as checkpoints
+from .. import device
 from ..generation.engine import Engine, Output
 from ..generation.params import SamplingParams
-from .submission import QueueFull
+from ..model import GPT2
+from .messages import Loaded, NotLoaded, NotTaken
 
-MAX_ENGINES = 5  # the one that answers, and up to four that requests have named
+MAX_ENGINES = 5
+KEEP_SECONDS = 300.0  # how long an engine that has nothing to do is kept
+
+Loading = Generator[None, None, Engine]  # loads a part at a time; returns the engine
+
+
+class Full(Exception):
+    """There is no room for another checkpoint now."""
+
+
+class TooLarge(ValueError):
+    """A checkpoint does not fit into the memory that is left."""
+
+
+def loading(folder: Path, dtype: str, quantize: int | None, make: Callable[[GPT2], Engine]) -> Loading:
+    """Load a checkpoint a part at a time.
+
+    Raises:
+        ValueError: it is broken.
+        TooLarge: it does not fit into memory beside the others.
+    """
+    size, room = checkpoints.size(folder, dtype), device.memory() - mx.get_active_memory()
+    if size > room:
+        raise TooLarge(f"{folder} takes {size / 1e9:.2f} GB, but there is room for {max(room, 0) / 1e9:.2f} GB")
+    model = yield from checkpoints.loading(folder, dtype, quantize)
+    return make(model)
+
+
+@dataclass
+class _Pending:
+    """A checkpoint on its way, and what waits for it."""
+
+    steps: Loading
+    jobs: list[tuple[int, list[int], SamplingParams, int]] = field(default_factory=list)
+    answers: bool = False  # whether it shall answer once it is loaded
 
 
 class Engines:
-    """One Engine that answers, and others for as long as a sequence needs them.
+    """One Engine that answers, and others for requests that name a checkpoint or began on an older one.
 
     A sequence ends on the checkpoint it began with: its cached keys and values are of no use to another, and its text
-    is that of one model. So `swap` waits for nobody and restarts nothing: what comes later goes to the new engine,
-    what came before goes on in the old one, a step each in turn, and an engine with nothing left to do is let go.
-    The price is the memory of both while they overlap, and steps wait while a checkpoint is read.
+    is that of one model. So `swap` waits for nobody and restarts nothing: what comes later goes to the new engine, and
+    what came before goes on in the old one. The engines take a step each in turn. A checkpoint is loaded beside the
+    steps, a part before each. An engine without work is kept for a while, or until its room is needed.
 
     Args:
-        load: makes the Engine of a checkpoint's folder.
+        load: begins to load the Engine of a checkpoint's folder.
         checkpoint: the folder of the one that answers.
     """
 
-    def __init__(self, load: Callable[[Path], Engine], checkpoint: Path):
+    def __init__(self, load: Callable[[Path], Loading], checkpoint: Path):
         self.checkpoint = checkpoint
         self._load = load
-        self._engines = {checkpoint: load(checkpoint)}
-        self._stepping = self._engines[checkpoint]
+        self._pending: dict[Path, _Pending] = {}
+        self._used: dict[Path, float] = {}  # when each engine last had work, the one longest ago first
+        self._news: list[Loaded | NotLoaded | NotTaken] = []
         self._n_steps = 0
+        self._engines: dict[Path, Engine] = {}
+        steps = load(checkpoint)
+        while (engine := _next_part(steps)) is None:
+            pass
+        self._engines[checkpoint] = engine
 
     def swap(self, checkpoint: Path) -> None:
-        """Let another checkpoint answer from now on.
+        """Let another checkpoint answer, once it is loaded; `take_news` tells when, or why it cannot be."""
+        if checkpoint in self._engines:
+            self._answer_with(checkpoint)
+        else:
+            try:
+                self._begin(checkpoint).answers = True
+            except Full as error:
+                self._news.append(NotLoaded(checkpoint, str(error)))
+
+    def add(self, id: int, prompt: list[int], params: SamplingParams, request: int, checkpoint: Path) -> None:
+        """Queue a sequence for a checkpoint.
 
         Raises:
-            ValueError: it cannot be loaded; all is as before.
+            ValueError: the prompt is empty or a token is out of range.
+            Full: too many checkpoints are in use.
         """
-        if checkpoint not in self._engines:
-            self._engines[checkpoint] = self._load(checkpoint)
-        self.checkpoint = checkpoint
-        self._let_go()
-
-    def add(self, prompt: list[int], params: SamplingParams, checkpoint: Path) -> int:
-        """Queue a sequence for a checkpoint and return its id.
-
-        Raises:
-            ValueError: the checkpoint cannot be loaded, the prompt is empty or a token is out of range.
-            QueueFull: too many checkpoints are in use.
-        """
-        if checkpoint not in self._engines:
-            if len(self._engines) >= MAX_ENGINES:
-                raise QueueFull(f"{len(self._engines)} checkpoints are in use; at most {MAX_ENGINES} may be")
-            self._engines[checkpoint] = self._load(checkpoint)
-        try:
-            return self._engines[checkpoint].add(prompt, params)
-        finally:
-            self._let_go()
+        if checkpoint in self._engines:
+            self._engines[checkpoint].add(prompt, params, id, request)
+        else:
+            self._begin(checkpoint).jobs.append((id, prompt, params, request))
 
     def cancel(self, id: int) -> None:
         """As `Engine.cancel`."""
         for engine in self._engines.values():
             engine.cancel(id)
-        self._let_go()
+        for pending in self._pending.values():
+            pending.jobs = [job for job in pending.jobs if job[0] != id]
 
     def step(self) -> list[Output]:
-        """A step of the engine whose turn it is."""
-        self._stepping = self._next()
-        outputs = self._stepping.step()
-        self._let_go()
-        return outputs
-
-    def fail_step(self) -> list[int]:
-        """As `Engine.fail_step`, of the engine whose step raised."""
-        failed = self._stepping.fail_step()
-        self._let_go()
-        return failed
+        """Load a part of what is to be loaded, and take a step of the engine whose turn it is."""
+        self._n_steps += 1
+        if self._pending:
+            self._load_part()
+        busy = [path for path, engine in self._engines.items() if engine.has_work]
+        if not busy:
+            return []
+        path = busy[self._n_steps % len(busy)]
+        self._used[path] = time.monotonic()
+        return self._engines[path].step()
 
     def warm_up(self) -> None:
         """Warm up the engine that answers; those that come later run the same shapes."""
-        self._stepping = self._engines[self.checkpoint]
-        self._stepping.warm_up()
+        self._engines[self.checkpoint].warm_up()
+
+    def take_news(self) -> list[Loaded | NotLoaded | NotTaken]:
+        """What became of checkpoints and of what waited for them; also the time to let idle engines go."""
+        now = time.monotonic()
+        for path in [p for p in self._idle() if now - self._used.get(p, 0) > KEEP_SECONDS]:
+            self._let_go(path)
+        news, self._news = self._news, []
+        return news
 
     @property
     def loaded(self) -> tuple[Path, ...]:
@@ -89,27 +136,73 @@ class Engines:
         return tuple(self._engines)
 
     @property
-    def has_work(self) -> bool:
-        return any(engine.has_work for engine in self._engines.values())
+    def is_loading(self) -> bool:
+        return bool(self._pending)
 
     @property
-    def n_waiting(self) -> int:
-        return sum(engine.n_waiting for engine in self._engines.values())
+    def has_work(self) -> bool:
+        return self.is_loading or any(engine.has_work for engine in self._engines.values())
 
     @property
     def n_running(self) -> int:
         return sum(engine.n_running for engine in self._engines.values())
 
-    def _next(self) -> Engine:
-        self._n_steps += 1
-        busy = [engine for engine in self._engines.values() if engine.has_work]
-        return busy[self._n_steps % len(busy)]
+    def _begin(self, checkpoint: Path) -> _Pending:
+        if checkpoint not in self._pending:
+            while len(self._engines) + len(self._pending) >= MAX_ENGINES:
+                idle = self._idle()
+                if not idle:
+                    raise Full(f"{MAX_ENGINES} checkpoints are in use; no more may be")
+                self._let_go(idle[0])
+            self._pending[checkpoint] = _Pending(self._load(checkpoint))
+        return self._pending[checkpoint]
 
-    def _let_go(self) -> None:
-        """Forget the engines that are of no more use, and give their memory back."""
-        idle = [path for path, engine in self._engines.items() if path != self.checkpoint and not engine.has_work]
-        for path in idle:
-            del self._engines[path]
-        if idle:
-            self._stepping = self._engines[self.checkpoint]
-            mx.clear_cache()
+    def _load_part(self) -> None:
+        """Go on with the checkpoint that has waited longest."""
+        checkpoint, pending = next(iter(self._pending.items()))
+        try:
+            engine = _next_part(pending.steps)
+        except Exception as error:
+            if isinstance(error, TooLarge) and (idle := self._idle()):
+                self._let_go(idle[0])
+                pending.steps = self._load(checkpoint)
+                return
+            del self._pending[checkpoint]
+            self._news.append(NotLoaded(checkpoint, str(error)))
+            self._news += [NotTaken(id, str(error)) for id, *_ in pending.jobs]
+            return
+        if engine is None:
+            return
+        del self._pending[checkpoint]
+        self._engines[checkpoint] = engine
+        self._used[checkpoint] = time.monotonic()
+        for id, prompt, params, request in pending.jobs:
+            try:
+                engine.add(prompt, params, id, request)
+            except ValueError as error:
+                self._news.append(NotTaken(id, str(error)))
+        if pending.answers:
+            self._answer_with(checkpoint)
+
+    def _answer_with(self, checkpoint: Path) -> None:
+        self._used[self.checkpoint] = time.monotonic()
+        self.checkpoint = checkpoint
+        self._news.append(Loaded(checkpoint))
+
+    def _idle(self) -> list[Path]:
+        """The engines without work that do not answer, those first that have been idle longest."""
+        idle = [p for p, engine in self._engines.items() if p != self.checkpoint and not engine.has_work]
+        return sorted(idle, key=lambda p: self._used.get(p, 0))
+
+    def _let_go(self, checkpoint: Path) -> None:
+        del self._engines[checkpoint]
+        self._used.pop(checkpoint, None)
+        mx.clear_cache()
+
+
+def _next_part(steps: Loading) -> Engine | None:
+    try:
+        next(steps)
+    except StopIteration as done:
+        return done.value
+    return None

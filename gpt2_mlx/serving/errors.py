@@ -8,7 +8,13 @@ from starlette.responses import JSONResponse
 
 from .answers import Error, ErrorFacts, answer
 
-TYPES = {401: "authentication_error", 429: "rate_limit_error", 500: "server_error", 503: "service_unavailable"}
+TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    429: "rate_limit_error",
+    500: "server_error",
+    503: "service_unavailable",
+}
 
 
 class ApiError(Exception):

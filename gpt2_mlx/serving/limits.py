@@ -1,8 +1,9 @@
-"""What bounds a request."""
+"""Everything that bounds a request, a connection and an answer. docs/limits.md tells them to users."""
 
+# A request.
 MAX_BODY = 1 << 20  # bytes
 MAX_READ = 16 << 20  # bytes of a body that is too large, read and dropped so that its sender hears the answer
-MAX_PROMPT_CHARS = 400_000  # of all prompts of a request together
+MAX_PROMPT_CHARS = 400_000  # of all prompts together; token ids count as one each
 MAX_PROMPTS = 64
 MAX_SEQUENCES = 128  # prompts x n
 MAX_TOKENS = 4096
@@ -15,3 +16,13 @@ MAX_TEMPERATURE = 2.0
 MAX_BIAS = 100.0
 MAX_BIASES = 300
 N_SEEDS = 2**63
+
+# An answer.
+MAX_ECHO_CHARS = 4_000_000  # of prompts that are echoed, times n
+MAX_NUMBERS = 1 << 18  # log-probabilities: of each token, and of each of its alternatives
+
+# A connection.
+MAX_CONNECTIONS = 4096  # fewer where the system allows fewer open files
+HEADER_SECONDS = 20.0  # for the headers of a request to come
+BODY_SECONDS = 30.0  # for its body
+SEND_SECONDS = 60.0  # for a client to take a part of an answer, before it counts as gone

@@ -12,6 +12,8 @@ _REF = "#/components/schemas/"
 _BAD = {
     "400": "A value is not allowed; `param` names the field",
     "401": "The key is missing or wrong",
+    "403": "The request came from a page of another host",
+    "408": "The body did not come in time",
     "413": f"The body is larger than {MAX_BODY} bytes",
     "415": "The Content-Type is not application/json",
     "429": "The queue is full; Retry-After says how many seconds to wait",

@@ -28,13 +28,18 @@ class ServedRun:
     def __init__(self, path: Path, name: str):
         folder = checkpoint.resolve(path)
         self.name = name
+        self._first = folder.resolve()
         self._config = dataclasses.replace(checkpoint.read_config(folder), dropout=0.0)  # of all its checkpoints
-        self._path = path
         self._folder = path if (path / "metrics.jsonl").is_file() else path.resolve().parent
         self._log = self._folder / "metrics.jsonl"
         self._read = (None, [])  # what metrics.jsonl looked like when it was read, and its events
         self._drawn: dict[str, tuple[object, bytes]] = {}
         self._drawing = threading.Lock()
+
+    @property
+    def block_size(self) -> int:
+        """The number of tokens its model can look back on."""
+        return self._config.block_size
 
     def checkpoints(self) -> dict[str, Path]:
         """The folders of the checkpoints that requests may name, by name, the oldest first."""
@@ -42,14 +47,14 @@ class ServedRun:
             folder.resolve() for folder in sorted(self._folder.glob("step-*")) if (folder / "config.json").is_file()
         ]
         if not self._log.is_file() or not steps:
-            steps = [checkpoint.resolve(self._path).resolve()]
+            steps = [self._first]  # it is no run, or it was moved away
         return {folder.name: folder for folder in steps}
 
-    def card(self, served: Path | None, watch: bool, unready: str | None) -> Card:
+    def card(self, served: Path, watch: bool, unready: str | None) -> Card:
         """The model's card: its shape, what it learned from, how well, and its checkpoints.
 
         Args:
-            served: the folder of the checkpoint that answers, if one does yet.
+            served: the folder of the checkpoint that answers.
             watch: whether a new best checkpoint takes over.
             unready: why a request would not be served, if it would not.
         """
@@ -66,7 +71,7 @@ class ServedRun:
             max_steps=begun.get("config", {}).get("max_steps"),
             ended=next((event["reason"] for event in events[-1:] if event["event"] == "end"), None),
             test_loss=next((event["loss"] for event in reversed(events) if event["event"] == "test"), None),
-            checkpoint=served and _checkpoint(served.name, val_losses),
+            checkpoint=_checkpoint(served.name, val_losses),
             checkpoints=[_checkpoint(name, val_losses) for name in self.checkpoints()],
             watch=watch,
             unready=unready,
@@ -94,7 +99,7 @@ class ServedRun:
         if seen != now:
             try:
                 events = metrics.read(self._log)
-            except ValueError as error:
+            except (OSError, ValueError) as error:
                 log.warning("%s", error)
                 events = []
             self._read = (now, events)

@@ -1,4 +1,4 @@
-"""`Submission`: one request in the engine. Its events are on their way from the engine's thread to asyncio."""
+"""`Submission`: one request in the engine, and its events on their way to whoever waits for them."""
 
 import asyncio
 from collections.abc import Callable
@@ -12,7 +12,7 @@ Event = tuple[int, Output]  # the job's number in its request, and what a step b
 
 
 class QueueFull(Exception):
-    """As many sequences wait as are allowed to."""
+    """As many sequences wait as are allowed to, or as many checkpoints are in use."""
 
 
 class Unavailable(Exception):
@@ -23,8 +23,8 @@ class Refused(Exception):
     """The engine does not take a job: a token is out of its range, say."""
 
 
-class StepFailed(Exception):
-    """The step that this request was in raised an exception."""
+class EngineFailed(Exception):
+    """The engine's process ended twice on this request."""
 
 
 class Submission:
@@ -34,21 +34,16 @@ class Submission:
 
     Args:
         jobs: what was asked for.
+        checkpoint: the folder of the checkpoint that answers.
         cancel: tells the engine to end a job.
-        checkpoint: the folder of the checkpoint to answer with; without one the engine chooses, and has told its choice
-            before the first event.
 
     Raises:
-        StepFailed: while iterating, the engine failed on this request.
-        Refused: the engine did not take a job.
-        Unavailable: the engine ended.
+        EngineFailed, Refused, QueueFull, Unavailable: while iterating.
     """
 
-    def __init__(self, jobs: list[Job], cancel: Callable[["Submission", int], None], checkpoint: Path | None = None):
+    def __init__(self, jobs: list[Job], checkpoint: Path, cancel: Callable[["Submission", int], None]):
         self.jobs = jobs
         self.checkpoint = checkpoint
-        self.loop = asyncio.get_running_loop()  # where its events are awaited
-        self.ids: dict[int, int] = {}  # the engine's id of each job; belongs to the engine's thread
         self._cancel = cancel
         self._open = set(range(len(jobs)))
         self._events: asyncio.Queue[Event | Exception] = asyncio.Queue()
@@ -83,7 +78,7 @@ class Submission:
                 self._open.clear()
                 raise event
             number, output = event
-            if number not in self._open:  # drawn before the engine heard of the cancel
+            if number not in self._open:  # it came before the cancel
                 continue
             if output.finish_reason:
                 self._open.discard(number)

@@ -11,8 +11,8 @@ from contextvars import ContextVar
 from pathlib import Path
 from urllib.parse import quote
 
+import anyio
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from sse_starlette.sse import SendTimeoutError
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -20,6 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from .. import checkpoint
 from .async_engine import AsyncEngine
 from .errors import ApiError
+from .limits import SEND_SECONDS
 
 CLIENT_LEFT = 499  # the status that is logged for a client that did not wait for its answer
 _GIVEN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -50,9 +51,11 @@ class Telemetry:
             **made,
         )
         self.batch_size = Histogram("gpt2_batch_size", "Sequences in a step", buckets=_ROWS, **made)
+        self.restarts = Counter("gpt2_engine_restarts", "Processes of the engine that took another's place", **made)
 
     def watch(self, engine: AsyncEngine) -> None:
-        """Add the gauges that read the engine's state."""
+        """Count the engine's steps and restarts, and add the gauges that read its state."""
+        engine.on_step, engine.on_restart = self.batch_size.observe, self.restarts.inc
         waiting = Gauge("gpt2_queue_depth", "Sequences that wait for a slot", registry=self.registry)
         waiting.set_function(lambda: engine.n_waiting)
         running = Gauge("gpt2_running", "Sequences that have a slot", registry=self.registry)
@@ -65,8 +68,8 @@ class Telemetry:
         return generate_latest(self.registry)
 
 
-def _step(folder: Path | None) -> float:
-    step = folder and checkpoint.step(folder.name)
+def _step(folder: Path) -> float:
+    step = checkpoint.step(folder.name)
     return math.nan if step is None else step
 
 
@@ -97,7 +100,8 @@ class Observed:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 MutableHeaders(scope=message)["X-Request-ID"] = request_id.get()
-            await send(message)
+            with anyio.fail_after(SEND_SECONDS):
+                await send(message)
 
         try:
             await self._answer(scope, receive, send_with_id, lambda: status != CLIENT_LEFT)
@@ -108,7 +112,7 @@ class Observed:
     async def _answer(self, scope: Scope, receive: Receive, send: Send, has_begun: Callable[[], bool]) -> None:
         try:
             await self.app(scope, receive, send)
-        except (ClientDisconnect, SendTimeoutError):  # nobody listens any more
+        except (ClientDisconnect, TimeoutError):  # nobody listens any more
             pass
         except Exception:
             log.exception("no answer could be made")

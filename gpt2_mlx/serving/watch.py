@@ -1,28 +1,35 @@
 """Following a run while it trains."""
 
-import contextlib
-import threading
+import asyncio
 from pathlib import Path
+
+from starlette.concurrency import run_in_threadpool
 
 from .. import checkpoint
 from .async_engine import AsyncEngine
 
 SECONDS = 2.0  # between two looks at the run's link `best`
+LONGEST = 64.0  # seconds until a checkpoint that could not be loaded is tried again
 
 
-def watch(run: Path, served: Path, engine: AsyncEngine, ended: threading.Event, seconds: float = SECONDS) -> None:
-    """Have the engine go over to the run's best checkpoint whenever that is another one; returns when `ended` is set.
+async def watch(run: Path, engine: AsyncEngine, seconds: float = SECONDS) -> None:
+    """Have the engine go over to the run's best checkpoint whenever that is another one.
 
     Args:
-        run: the run's folder.
-        served: the folder of the checkpoint that the engine began with.
+        run: the run's folder. It may be moved away and come back.
         engine: the one to tell.
-        ended: when to return.
         seconds: between two looks.
     """
-    while not ended.wait(seconds):
-        with contextlib.suppress(ValueError):  # the run was moved away, say: the engine goes on
-            best = checkpoint.resolve(run).resolve()
-            if best != served:
-                engine.swap(best)
-                served = best
+    tried, pause = None, seconds
+    while True:
+        await asyncio.sleep(seconds)
+        try:
+            best = (await run_in_threadpool(checkpoint.resolve, run)).resolve()
+        except (OSError, ValueError):  # it was moved away, say: the engine goes on
+            continue
+        if best == engine.checkpoint or engine.swapping:
+            continue
+        if best == tried:  # in vain: it may be half copied
+            await asyncio.sleep(pause)
+        tried, pause = best, min(LONGEST, 2 * pause) if best == tried else seconds
+        engine.swap(best)

@@ -1,0 +1,100 @@
+"""What the service and the engine's process tell each other: dataclasses, pickled, each after its length."""
+
+import pickle
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from ..generation.engine import Output
+from ..generation.params import SamplingParams
+
+LENGTH = struct.Struct(">I")  # of a message in bytes
+
+
+# To the engine's process.
+
+
+@dataclass(frozen=True)
+class Add:
+    """A sequence to draw. Those of one request share the slots with those of others."""
+
+    id: int
+    prompt: list[int]
+    params: SamplingParams
+    request: int
+    checkpoint: Path
+
+
+@dataclass(frozen=True)
+class Cancel:
+    id: int
+
+
+@dataclass(frozen=True)
+class Swap:
+    """Let another checkpoint answer, once it is loaded."""
+
+    checkpoint: Path
+
+
+# From the engine's process.
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """This checkpoint answers from now on."""
+
+    checkpoint: Path
+
+
+@dataclass(frozen=True)
+class NotLoaded:
+    """A checkpoint cannot be loaded. The first one ends the process; the others change nothing."""
+
+    checkpoint: Path
+    reason: str
+
+
+@dataclass(frozen=True)
+class Pass:
+    """A forward pass begins. If the process dies or hangs before it says more, one of these sequences may be why."""
+
+    ids: tuple[int, ...]
+    n_tokens: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a step brought, and how many sequences have a slot after it."""
+
+    outputs: list[Output]
+    n_running: int
+
+
+@dataclass(frozen=True)
+class NotTaken:
+    """A sequence is not taken, and why; `for_now` if that may change."""
+
+    id: int
+    reason: str
+    for_now: bool = False
+
+
+def pack(message: Any) -> bytes:
+    content = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
+    return LENGTH.pack(len(content)) + content
+
+
+def unpack(content: bytes) -> Any:
+    """The message behind the bytes that follow its length."""
+    return pickle.loads(content)
+
+
+def read(file: BinaryIO) -> Any | None:
+    """The next message; None where the file ends."""
+    length = file.read(LENGTH.size)
+    if len(length) < LENGTH.size:
+        return None
+    content = file.read(*LENGTH.unpack(length))
+    return unpack(content) if len(content) == LENGTH.unpack(length)[0] else None

@@ -1,0 +1,134 @@
+"""The engine's process: it owns every array. It reads messages on stdin and answers on stdout; see `messages`.
+
+Whatever ends it, a fault of the GPU's driver as well, ends no more than this process: the service starts another.
+"""
+
+import logging
+import os
+import queue
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+from .. import device, folders
+from ..generation.capacity import slots_that_fit
+from ..generation.engine import Engine
+from . import messages
+from .config import ServeConfig
+from .engines import Engines, Full, loading
+from .messages import Add, Cancel, Loaded, NotLoaded, NotTaken, Pass, Step, Swap
+from .telemetry import configure_logging
+
+log = logging.getLogger(__name__)
+
+
+def launch(config: ServeConfig, checkpoint: Path) -> subprocess.Popen:
+    """Start the process for a checkpoint. It ends when its stdin does, hence with the process that started it."""
+    path = os.pathsep.join(filter(None, [str(folders.PACKAGE.parent), os.environ.get("PYTHONPATH")]))
+    process = subprocess.Popen(
+        [sys.executable, "-c", f"from {__name__} import main; main()"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": path},
+        start_new_session=True,  # Ctrl-C in the terminal is for the service, which lets texts end
+    )
+    process.stdin.write(messages.pack((config, checkpoint)))
+    process.stdin.flush()
+    return process
+
+
+def main() -> None:
+    source, sink = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what libraries print is no message
+    config, checkpoint = messages.read(source)
+    configure_logging(config.log_format)
+
+    def build(on_pass: Callable[[list[int], int], None]) -> Engines:
+        device.select(config.device)
+
+        def make(model) -> Engine:
+            slots = config.max_batch_size or slots_that_fit(model.config, model.dtype)
+            return Engine(model, slots, on_pass)
+
+        return Engines(lambda folder: loading(folder, config.dtype, config.quantize, make), checkpoint)
+
+    try:
+        run(build, checkpoint, source, sink)
+    except BrokenPipeError:  # the service is gone
+        pass
+    except Exception:
+        log.exception("the engine's process ends")
+        os._exit(1)
+    os._exit(0)  # at once: nothing here is to be saved, and the end of a driver may hang
+
+
+def run(build: Callable[..., Engines], checkpoint: Path, source: BinaryIO, sink: BinaryIO) -> None:
+    """Serve until `source` ends. An exception of a step is for the caller: all sequences are lost.
+
+    Args:
+        build: makes the Engines, which call what they are given before each forward pass.
+        checkpoint: the one that answers first.
+    """
+
+    def tell(message: object) -> None:
+        sink.write(messages.pack(message))
+        sink.flush()
+
+    try:
+        engines = build(lambda ids, n_tokens: tell(Pass(tuple(ids), n_tokens)))
+        engines.warm_up()
+    except (ValueError, OSError) as error:  # the user can mend it
+        tell(NotLoaded(checkpoint, str(error)))
+        return
+    tell(Loaded(engines.checkpoint))
+    inbox: queue.SimpleQueue = queue.SimpleQueue()
+    threading.Thread(target=_read, args=(source, inbox), daemon=True).start()
+    n_running = 0
+    while True:
+        for message in _received(inbox, wait=not engines.has_work):
+            if message is None:
+                return
+            _act(engines, message, tell)
+        outputs = engines.step() if engines.has_work else []
+        if engines.is_loading:
+            tell(Pass((), 0))  # it is alive
+        for message in engines.take_news():
+            tell(message)
+        if outputs or engines.n_running != n_running:
+            n_running = engines.n_running
+            tell(Step(outputs, n_running))
+
+
+def _read(source: BinaryIO, inbox: queue.SimpleQueue) -> None:
+    while message := messages.read(source):
+        inbox.put(message)
+    inbox.put(None)
+
+
+def _received(inbox: queue.SimpleQueue, wait: bool) -> list:
+    """The messages that have come; where there is no work, wait for one, but wake up to let idle engines go."""
+    received = []
+    try:
+        received.append(inbox.get(wait, timeout=60.0))
+        while True:
+            received.append(inbox.get_nowait())
+    except queue.Empty:
+        return received
+
+
+def _act(engines: Engines, message: object, tell: Callable[[object], None]) -> None:
+    match message:
+        case Add(id, prompt, params, request, checkpoint):
+            try:
+                engines.add(id, prompt, params, request, checkpoint)
+            except Full as error:
+                tell(NotTaken(id, str(error), for_now=True))
+            except ValueError as error:
+                tell(NotTaken(id, str(error)))
+        case Cancel(id):
+            engines.cancel(id)
+        case Swap(checkpoint):
+            engines.swap(checkpoint)
