@@ -1,7 +1,6 @@
 """Opening a run: from what is settled to a trainer that is ready, in a run folder that says how it was made."""
 
 import dataclasses
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -13,11 +12,11 @@ from mlx.utils import tree_map
 from .. import checkpoint, device, metrics
 from ..corpus.dataset import SPLITS, TokenDataset
 from ..corpus.source import Source
-from ..files import lock, new_file, remove_leftovers
+from ..files import lock, new_file, read_json, remove_leftovers, write_json
 from ..model import GPT2
 from . import ranks, step
 from .config import TrainConfig
-from .settle import Settled, read_facts
+from .settle import Settled
 from .trainer import Trainer
 
 
@@ -60,7 +59,7 @@ def _claimed(run: Path) -> TextIO:
 
 
 def _text_key(run: Path) -> str | None:
-    return read_facts(run).get("text", {}).get("key")
+    return read_json(run / "train.json").get("text", {}).get("key")
 
 
 def _model(config: TrainConfig, init: Path | None, like: Path | None) -> GPT2:
@@ -81,7 +80,7 @@ def _model(config: TrainConfig, init: Path | None, like: Path | None) -> GPT2:
 def _write_facts(trainer: Trainer, source: Source, event: str) -> None:
     facts = _facts(trainer, source)
     with new_file(trainer.run / "train.json") as aside:
-        aside.write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_json(aside, facts)
     metrics.write(trainer.run / "metrics.jsonl", event, trainer.progress.step, **facts)
 
 
