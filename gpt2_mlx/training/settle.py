@@ -53,7 +53,7 @@ def settle(flags: TrainConfig, over: Callable[[TrainConfig], TrainConfig]) -> Se
     config = flags.resolved(device.on_gpu(), shape, ranks.size())
     if saved:
         _check_unchanged(config, saved)
-    config = plan.choose(config, given=bool(saved or flags.batch_size), processes=ranks.size())
+    config = plan.choose(config, given=bool(saved or flags.batch_size))
     device.wire(config.wired_limit_gb)
     return Settled(config, source, run, init)
 
