@@ -3,6 +3,7 @@
 import fcntl
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterable, Iterator
@@ -108,6 +109,11 @@ def read_json(path: Path) -> dict:
 
 def write_json(path: Path, content: dict) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def finite(value: object) -> object:
+    """The value, or None for a number that JSON cannot hold: nan or an infinity."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def sha256_of_each(paths: Iterable[Path]) -> list[str]:

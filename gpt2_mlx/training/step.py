@@ -73,10 +73,8 @@ class Step:
     ) -> tuple[mx.array, mx.array, dict]:
         """The loss summed and scaled, the tokens that count, and the sum's gradients; each stream takes a part."""
         parameters = self.model.trainable_parameters()
-        parts = []
-        for (stream, rows), part_key in zip(
-            device.split(len(tokens), self.streams), mx.random.split(key, len(self.streams))
-        ):
+        keys, parts = mx.random.split(key, len(self.streams)), []
+        for (stream, rows), part_key in zip(device.split(len(tokens), self.streams), keys):
             with mx.stream(stream):
                 loss = mx.value_and_grad(self._loss)
                 parts.append(loss(parameters, tokens[rows], targets[rows], part_key, scale))
