@@ -1,6 +1,5 @@
 """Save and load a checkpoint folder: config.json and model.safetensors, and beside them what only training needs."""
 
-import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +11,7 @@ from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
 from . import cli, layout, tokenizer
 from .config import GPT2Config
-from .files import link, new_folder, remove_folder
+from .files import link, new_folder, read_json, remove_folder, write_json
 from .model import GPT2
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -29,9 +28,9 @@ def save(folder: Path, model: GPT2, optimizer_state: dict | None = None, state: 
     """
     with new_folder(folder) as aside:
         _write_arrays(aside / "model.safetensors", layout.tensors(model))
-        _write_json(aside / "config.json", layout.config_fields(model))
-        _write_json(aside / "generation_config.json", {"bos_token_id": tokenizer.EOT, "eos_token_id": tokenizer.EOT})
-        _write_json(
+        write_json(aside / "config.json", layout.config_fields(model))
+        write_json(aside / "generation_config.json", {"bos_token_id": tokenizer.EOT, "eos_token_id": tokenizer.EOT})
+        write_json(
             aside / "tokenizer_config.json",
             {"tokenizer_class": "GPT2Tokenizer", "model_max_length": model.config.block_size}
             | {f"{kind}_token": "<|endoftext|>" for kind in ("bos", "eos", "unk")},
@@ -41,7 +40,7 @@ def save(folder: Path, model: GPT2, optimizer_state: dict | None = None, state: 
         if optimizer_state is not None:
             _write_arrays(aside / "optimizer.safetensors", dict(tree_flatten(optimizer_state)))
         if state is not None:
-            _write_json(aside / "state.json", state)
+            write_json(aside / "state.json", state)
 
 
 def load(folder: Path, dtype: str | None = "float32", quantize: int | None = None) -> GPT2:
@@ -60,7 +59,7 @@ def load(folder: Path, dtype: str | None = "float32", quantize: int | None = Non
         raise ValueError(f"dtype is {dtype!r}; allowed: {', '.join(DTYPES)}")
     config, stored = read_config(folder), _read_tensors(folder)
     with _named(folder / "config.json"):
-        quantization = layout.read_quantization(_read_json(folder / "config.json"))
+        quantization = layout.read_quantization(read_json(folder / "config.json"))
         if config.n_layer > len(stored):  # before so many layers are made
             raise ValueError(f"n_layer is {config.n_layer}, but there are {len(stored)} tensors")
         model = GPT2(config)
@@ -96,7 +95,7 @@ def load_training(folder: Path, optimizer_state: dict) -> tuple[dict, dict]:
     with _named(path):
         layout.check(arrays, dict(tree_flatten(optimizer_state)))
         mx.eval(arrays)
-    return tree_unflatten(list(arrays.items())), _read_json(folder / "state.json")
+    return tree_unflatten(list(arrays.items())), read_json(folder / "state.json")
 
 
 def resolve(path: Path) -> Path:
@@ -145,7 +144,7 @@ def mark(run: Path, name: str, folder: Path) -> None:
 def read_config(folder: Path) -> GPT2Config:
     """The GPT2Config behind a folder's config.json. Raises a ValueError that names a missing or impossible field."""
     path = folder / "config.json"
-    fields = _read_json(path)
+    fields = read_json(path)
     with _named(path):
         return layout.read_config(fields)
 
@@ -160,12 +159,12 @@ def _fill(model: GPT2, folder: Path, stored: dict[str, mx.array]) -> None:
 
 
 @contextmanager
-def _named(path: Path) -> Iterator[None]:
-    """Tell in an error what it is about. MLX's are RuntimeErrors: it reads a file when it evaluates."""
+def _named(path: Path, problem: str = "") -> Iterator[None]:
+    """Name the file that an error is about. MLX raises RuntimeErrors, some only when it evaluates what it has read."""
     try:
         yield
     except (ValueError, RuntimeError) as error:
-        raise ValueError(f"{path}: {str(error).splitlines()[0]}") from None
+        raise ValueError(f"{path}{problem}: {str(error).splitlines()[0]}") from None
 
 
 def _read_tensors(folder: Path) -> dict[str, mx.array]:
@@ -179,7 +178,7 @@ def _read_tensors(folder: Path) -> dict[str, mx.array]:
             " you trust, transformers.AutoModelForCausalLM.from_pretrained(MODEL).save_pretrained(FOLDER) makes"
             " safetensors of"
         )
-    files = _read_json(index).get("weight_map")
+    files = read_json(index).get("weight_map")
     if not isinstance(files, dict) or not all(isinstance(f, str) and Path(f).name == f for f in files.values()):
         raise ValueError(f"{index}: weight_map must map names to files beside it")
     stored: dict[str, mx.array] = {}
@@ -192,10 +191,8 @@ def _read_tensors(folder: Path) -> dict[str, mx.array]:
 
 
 def _read_arrays(path: Path) -> dict[str, mx.array]:
-    try:
+    with _named(path, " cannot be read"):
         return mx.load(str(path))
-    except RuntimeError as error:
-        raise ValueError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
 
 
 def _write_arrays(path: Path, arrays: dict[str, mx.array]) -> None:
@@ -203,17 +200,3 @@ def _write_arrays(path: Path, arrays: dict[str, mx.array]) -> None:
         mx.save_safetensors(str(path), arrays, metadata={"format": "pt"})  # transformers asks for a format
     except RuntimeError as error:
         raise OSError(f"{path} cannot be written: {str(error).splitlines()[0]}") from None
-
-
-def _read_json(path: Path) -> dict:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold a JSON object")
-    return content
-
-
-def _write_json(path: Path, content: dict) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

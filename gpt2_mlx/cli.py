@@ -14,8 +14,6 @@ import tyro
 
 Settings = TypeVar("Settings")
 
-MISTAKE = 2  # exit status for what the user can mend
-
 
 def parse(settings: type[Settings], default: Settings | None = None) -> Settings:
     """The settings that the command line gives; a field's docstring is its help.
@@ -64,8 +62,9 @@ def run(main: Callable[[], None]) -> None:
 
 
 def fail(message: str) -> None:
+    """End the program with status 2, which stands for a mistake that the user can correct, and with one line."""
     print(f"{program()}: error: {message}", file=sys.stderr)
-    raise SystemExit(MISTAKE)
+    raise SystemExit(2)
 
 
 def _one_line(panel: str) -> str:

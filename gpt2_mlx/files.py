@@ -2,6 +2,8 @@
 
 import fcntl
 import hashlib
+import json
+import math
 import os
 import shutil
 from collections.abc import Iterable, Iterator
@@ -92,6 +94,26 @@ def remove_leftovers(folder: Path) -> None:
             shutil.rmtree(aside, ignore_errors=True)
         else:
             aside.unlink(missing_ok=True)
+
+
+def read_json(path: Path) -> dict:
+    """The JSON object that a file holds. Raises a ValueError that names the file where there is none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold a JSON object")
+    return content
+
+
+def write_json(path: Path, content: dict) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def finite(value: object) -> object:
+    """The value, or None for a number that JSON cannot hold: nan or an infinity."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def sha256_of_each(paths: Iterable[Path]) -> list[str]:

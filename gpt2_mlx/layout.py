@@ -21,6 +21,7 @@ _ALLOWED = {
     "scale_attn_by_inverse_layer_idx": (False,),
     "add_cross_attention": (False,),
 }
+_QUANTIZATIONS = {"group_size": (32, 64, 128), "bits": (2, 3, 4, 5, 6, 8), "mode": ("affine",)}
 _STORED_IN_OUT = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 _MLX_LM = "model."  # the prefix tells the layout
 _HEAD = "lm_head.weight"
@@ -67,14 +68,8 @@ def read_config(fields: dict) -> GPT2Config:
         if fields.get(name, allowed[0]) not in allowed:
             raise ValueError(f"{name} is {fields[name]!r}; this model has {allowed[0]!r}")
     try:
-        config = GPT2Config(
-            block_size=fields["n_positions"],
-            vocab_size=fields["vocab_size"],
-            n_layer=fields["n_layer"],
-            n_head=fields["n_head"],
-            n_embd=fields["n_embd"],
-            dropout=fields.get("resid_pdrop") or 0.0,
-        )
+        shape = {name: fields[name] for name in ("vocab_size", "n_layer", "n_head", "n_embd")}
+        config = GPT2Config(fields["n_positions"], **shape, dropout=fields.get("resid_pdrop") or 0.0)
     except KeyError as error:
         raise ValueError(f"it has no {error.args[0]}") from None
     if fields.get("n_inner") not in (None, 4 * config.n_embd):
@@ -93,13 +88,8 @@ def read_quantization(fields: dict) -> dict | None:
         if "quantization_config" in fields:
             raise ValueError(f"quantization_config is {fields['quantization_config']!r}; only MLX's own is supported")
         return None
-    if (
-        not isinstance(found, dict)
-        or not {"group_size", "bits"} <= found.keys() <= {"group_size", "bits", "mode"}
-        or found["group_size"] not in (32, 64, 128)
-        or found["bits"] not in (2, 3, 4, 5, 6, 8)
-        or found.get("mode", "affine") != "affine"
-    ):
+    whole = {"mode": "affine", **found} if isinstance(found, dict) else {}
+    if whole.keys() != _QUANTIZATIONS.keys() or any(value not in _QUANTIZATIONS[name] for name, value in whole.items()):
         raise ValueError(
             f"quantization is {found!r}; allowed: a group_size of 32, 64 or 128, 2, 3, 4, 5, 6 or 8 bits,"
             " mode affine, the same for all layers"

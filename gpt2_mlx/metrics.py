@@ -4,16 +4,15 @@ Events: start resume train eval sample save skip test end; docs/run-folder.md sa
 """
 
 import json
-import math
 from itertools import takewhile
 from pathlib import Path
 
-from .files import new_file
+from .files import finite, new_file
 
 
 def write(log: Path, event: str, step: int, /, **fields) -> None:
     """Append one event, a whole line; a number that JSON cannot say (nan, inf) is written as null."""
-    fields = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in fields.items()}
+    fields = {name: finite(value) for name, value in fields.items()}
     with log.open("a", encoding="utf-8") as file:
         file.write(json.dumps({"event": event, "step": step, **fields}, ensure_ascii=False) + "\n")
 

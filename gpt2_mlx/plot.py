@@ -1,6 +1,7 @@
 """The loss curves of runs, drawn from their metrics.jsonl."""
 
 import io
+import math
 from pathlib import Path
 
 from . import metrics
@@ -66,45 +67,39 @@ class Curve:
         path = run / "metrics.jsonl"
         if not path.is_file():
             raise ValueError(f"{run} is not a run: it holds no metrics.jsonl")
-        events = metrics.read(path)
-        self.name = run.name
-        self.train = [e for e in events if e["event"] == "train" and e["loss"] is not None]
-        self.val = [e for e in events if e["event"] == "eval" and e["val_loss"] is not None]
-        self.test = next((e for e in reversed(events) if e["event"] == "test" and e["loss"] is not None), None)
-        if not self.train and not self.val:
+        self.name, self._events, self._x = run.name, metrics.read(path), x
+        self._minutes = {e["step"]: e["elapsed_s"] / 60 for e in self._events if e["event"] == "train"}
+        config = next((e["config"] for e in self._events if "config" in e), {})
+        self._tokens_per_step = math.prod(config.get(n, 1) for n in ("batch_size", "grad_accum_steps", "block_size"))
+        self._train, self._val, self._test = self._losses("train"), self._losses("eval"), self._losses("test")
+        if not self._train and not self._val:
             raise ValueError(f"{run} has logged no loss yet")
-        self._tokens_per_step = _tokens_per_step(events)
-        self._times = [(e["step"], e["elapsed_s"] / 60) for e in self.train]
-        self._x = x
 
     def draw(self, axes, colour: str, several: bool) -> None:
         prefix = f"{self.name}: " if several else ""
-        points = [self._at(e["step"]) for e in self.train]
-        axes.plot(points, [e["loss"] for e in self.train], colour, alpha=0.35, lw=1, label=f"{prefix}training")
-        if self.val:
-            points = [self._at(e["step"]) for e in self.val]
-            axes.plot(points, [e["val_loss"] for e in self.val], colour, marker="o", ms=4, label=f"{prefix}validation")
-            best = min(self.val, key=lambda e: e["val_loss"])
-            label = f"{prefix}best {best['val_loss']:.3f} at step {best['step']}"
-            axes.plot(self._at(best["step"]), best["val_loss"], "*", color=colour, ms=14, label=label)
-        if self.test:
-            axes.axhline(
-                self.test["loss"], color=colour, ls="--", lw=1, label=f"{prefix}test loss {self.test['loss']:.3f}"
-            )
+        axes.plot(*self._points(self._train), colour, alpha=0.35, lw=1, label=f"{prefix}training")
+        if self._val:
+            axes.plot(*self._points(self._val), colour, marker="o", ms=4, label=f"{prefix}validation")
+            step, loss = best = min(self._val, key=lambda pair: pair[1])
+            label = f"{prefix}best {loss:.3f} at step {step}"
+            axes.plot(*self._points([best]), "*", color=colour, ms=14, label=label)
+        for _, loss in self._test[-1:]:
+            axes.axhline(loss, color=colour, ls="--", lw=1, label=f"{prefix}test loss {loss:.3f}")
         if not several:
             axes.set_title(self.name)
+
+    def _losses(self, event: str) -> list[tuple[int, float]]:
+        """(step, loss) of the run's events of one kind."""
+        name = "val_loss" if event == "eval" else "loss"
+        return [(e["step"], e[name]) for e in self._events if e["event"] == event and e[name] is not None]
+
+    def _points(self, losses: list[tuple[int, float]]) -> tuple[list[float], list[float]]:
+        """The places on the horizontal axis, and the losses, of (step, loss) pairs."""
+        return [self._at(step) for step, _ in losses], [loss for _, loss in losses]
 
     def _at(self, step: int) -> float:
         if self._x == "tokens":
             return step * self._tokens_per_step
-        if self._x == "time":
-            return min(self._times, key=lambda known: abs(known[0] - step), default=(0, 0.0))[1]
+        if self._x == "time":  # that of the nearest step that was logged
+            return self._minutes[min(self._minutes, key=lambda known: abs(known - step))] if self._minutes else 0.0
         return step
-
-
-def _tokens_per_step(events: list[dict]) -> int:
-    for event in events:
-        if event["event"] in ("start", "resume"):
-            config = event["config"]
-            return config["batch_size"] * config["grad_accum_steps"] * config["block_size"]
-    return 1

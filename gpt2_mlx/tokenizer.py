@@ -25,17 +25,10 @@ def load() -> tiktoken.Encoding:
         ValueError: a vocabulary file is not the one OpenAI published.
     """
     ranks = data_gym_to_mergeable_bpe_ranks(
-        vocab_bpe_file=str(ASSETS / "vocab.bpe"),
-        encoder_json_file=str(ASSETS / "encoder.json"),
-        vocab_bpe_hash=VOCAB_SHA256,
-        encoder_json_hash=ENCODER_SHA256,
+        str(ASSETS / "vocab.bpe"), str(ASSETS / "encoder.json"), VOCAB_SHA256, ENCODER_SHA256
     )
     return tiktoken.Encoding(
-        NAME,
-        explicit_n_vocab=VOCAB_SIZE,
-        pat_str=r50k_pat_str,
-        mergeable_ranks=ranks,
-        special_tokens={ENDOFTEXT: EOT},
+        NAME, explicit_n_vocab=VOCAB_SIZE, pat_str=r50k_pat_str, mergeable_ranks=ranks, special_tokens={ENDOFTEXT: EOT}
     )
 
 

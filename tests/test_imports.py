@@ -14,7 +14,8 @@ TRUNK = ["model", "kv_cache", "layout", "checkpoint", "pretrained", "plot"]
 WINGS = {
     "corpus": "documents shards source dataset loader",
     "generation": "params scheduler capacity sampling engine text",
-    "training": "config loss optim ranks precision evaluation hellaswag report memory step plan trainer settle run",
+    "training": "config loss optim ranks precision evaluation hellaswag progress report memory step plan trainer settle"
+    " run",
     "serving": "limits config answers errors fields schemas submission engines async_engine watch telemetry served_run"
     " choice completions app server openapi docs pages",
     "doctor": "reference chips finding checks speed examination",

@@ -1,6 +1,7 @@
 """Several processes that train together, as a user starts them."""
 
 import contextlib
+import itertools
 import json
 import os
 import random
@@ -121,6 +122,18 @@ def test_the_death_of_one_ends_the_other_with_a_line_and_the_run_goes_on(alone, 
     done = launch(command(text, run, "--resume"))
     assert done.returncode == 0, done.stderr
     assert final_bytes(run) == final_bytes(alone)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 6])
+def test_processes_share_out_the_micro_batches_of_one_alone(monkeypatch, size):
+    monkeypatch.setattr(ranks, "size", lambda: size)
+    numbers = []
+    for step, rank in itertools.product(range(3), range(size)):
+        monkeypatch.setattr(ranks, "rank", lambda rank=rank: rank)
+        own = ranks.own_micro_batches(step, 6 // size)
+        assert len(own) == 6 // size
+        numbers += own
+    assert numbers == list(range(3 * 6))
 
 
 def test_a_step_that_cannot_be_shared_out_is_refused():

@@ -1,6 +1,5 @@
 """gpt2_mlx, driven as its own doors drive it."""
 
-import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -31,17 +30,18 @@ def train(
     model = GPT2(config.model_config(), config.seed)
     take_step = step.build(config, model)
     loader = DataLoader(tokens, batch_size, block_size, config.seed)
-    numbers = itertools.count()
+    number = 0
 
     def read() -> list:
-        return [tuple(map(mx.array, batch)) for batch in loader.next_step()]
+        return [tuple(map(mx.array, loader.micro_batch(number)))]
 
     batches = read()
 
     def one_step() -> None:  # as Trainer.fit takes it
-        nonlocal batches
-        state = (*take_step(batches, 1e-4, next(numbers)), *take_step.state)
+        nonlocal batches, number
+        state = (*take_step(batches, 1e-4, number), *take_step.state)
         mx.async_eval(state)
+        number += 1
         batches = read()
         mx.eval(state)
 

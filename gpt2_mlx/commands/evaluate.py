@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ import tyro
 from .. import cli, device, tokenizer
 from ..corpus import source
 from ..corpus.dataset import TokenDataset
+from ..files import finite
 from ..model import GPT2
 from ..pretrained import LoadConfig
 from ..training import evaluation, hellaswag
@@ -71,18 +71,11 @@ def score(flags: Evaluate) -> dict:
 def _text_facts(flags: Evaluate, model: GPT2, encoding: tiktoken.Encoding) -> dict:
     text = source.find(flags.data)
     tokens = TokenDataset.open(text).split(flags.split)
-    score = evaluation.score_text(model, encoding, tokens, flags.stride, flags.batch_size)
-    numbers = {"loss": score.loss, "perplexity": score.perplexity, "bits_per_byte": score.bits_per_byte}
-    return {
-        "name": text.name,
-        "note": text.note,
-        "split": flags.split,
-        "tokens": score.tokens,
-        "bytes": score.bytes,
-        "block_size": model.config.block_size,
-        "stride": flags.stride or model.config.block_size,
-        **{name: number if math.isfinite(number) else None for name, number in numbers.items()},
-    }
+    score, T = evaluation.score_text(model, encoding, tokens, flags.stride, flags.batch_size), model.config.block_size
+    facts = {"name": text.name, "note": text.note, "split": flags.split, "tokens": score.tokens, "bytes": score.bytes}
+    facts |= {"block_size": T, "stride": flags.stride or T}
+    facts |= {"loss": score.loss, "perplexity": score.perplexity, "bits_per_byte": score.bits_per_byte}
+    return {name: finite(value) for name, value in facts.items()}
 
 
 def _lines(facts: dict) -> Iterator[str]:

@@ -17,7 +17,7 @@ from ..training.trainer import Trainer
 def main() -> None:
     settled = settle(cli.parse(TrainConfig), functools.partial(cli.parse, TrainConfig))
     if settled.config.plan:
-        print(plan.report(settled.config, ranks.size()))
+        print(plan.report(settled.config))
         return
     with run.opened(settled) as trainer:
         greet(trainer, settled.source)

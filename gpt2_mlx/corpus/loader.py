@@ -1,4 +1,4 @@
-"""Windows of tokens: a deterministic loader for training, whose position is all its state, and those of an evaluation.
+"""Windows of tokens: those of training, in an order that follows from the seed, and those of an evaluation.
 
 Shapes: B batch_size, T block_size.
 """
@@ -14,52 +14,24 @@ Windows = tuple[np.ndarray, np.ndarray]  # tokens and the tokens that follow the
 
 
 class DataLoader:
-    """Windows of a split in an order that is a function of (seed, epoch), shared out among processes.
+    """The micro-batches of a training: windows of a split (n,), in an order that follows from the seed alone.
 
-    An epoch cuts the tokens into windows of block_size at a random offset and reads each once. A step takes
-    `accumulation` micro-batches in a row, and each process takes its part of them.
-
-    Args:
-        tokens: (n,) the split.
-        batch_size: windows per micro-batch.
-        block_size: tokens per window.
-        seed: what the order follows from.
-        position: the number of windows that were read before, by all processes.
-        accumulation: micro-batches per step of all processes; a multiple of `size`.
-        rank: the number of this process.
-        size: how many processes there are.
+    An epoch cuts the tokens into windows of block_size at a random offset and reads each once, in a random order.
     """
 
-    def __init__(
-        self,
-        tokens: Tokens | np.ndarray,
-        batch_size: int,
-        block_size: int,
-        seed: int,
-        position: int = 0,
-        accumulation: int = 1,
-        rank: int = 0,
-        size: int = 1,
-    ):
-        self.position = position
+    def __init__(self, tokens: Tokens | np.ndarray, batch_size: int, block_size: int, seed: int):
         self._tokens, self._batch_size, self._block_size, self._seed = tokens, batch_size, block_size, seed
-        self._accumulation = accumulation
-        self._own = range(rank * accumulation // size, (rank + 1) * accumulation // size)  # of a step's micro-batches
         self.windows_per_epoch = max(1, (len(tokens) - block_size) // block_size)
         self._epoch, self._offset, self._order = -1, 0, np.empty(0)
 
-    def next_step(self) -> list[Windows]:
-        """This process's micro-batches of a step; the position moves past those of all processes."""
-        micro_batches = [self._read(self.position + i * self._batch_size) for i in self._own]
-        self.position += self._accumulation * self._batch_size
-        return micro_batches
-
-    def _read(self, position: int) -> Windows:
-        windows = np.stack([self._window(position + row) for row in range(self._batch_size)])  # (B, T + 1)
+    def micro_batch(self, number: int) -> Windows:
+        """Micro-batch 0, 1, 2, ... of a training, whatever was read before: (B, T) tokens and targets, int32."""
+        first = number * self._batch_size
+        windows = np.stack([self._window(first + row) for row in range(self._batch_size)])  # (B, T + 1)
         return windows[:, :-1], windows[:, 1:]
 
-    def _window(self, position: int) -> np.ndarray:
-        epoch, i = divmod(position, self.windows_per_epoch)
+    def _window(self, number: int) -> np.ndarray:
+        epoch, i = divmod(number, self.windows_per_epoch)
         if epoch != self._epoch:
             self._epoch = epoch
             self._offset, self._order = self._shuffled(epoch)

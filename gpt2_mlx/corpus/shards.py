@@ -20,7 +20,7 @@ import tiktoken
 from tqdm import tqdm
 
 from .. import device, tokenizer
-from ..files import lock, new_file, remove_leftovers, sha256_of_each
+from ..files import lock, new_file, remove_leftovers, sha256_of_each, write_json
 from . import documents
 
 INDEX = "shards.json"
@@ -127,7 +127,7 @@ def _write_rest(name: str, files: tuple[Path, ...], folder: Path, key: str) -> N
                 raise ValueError(f"{name} is empty: {', '.join(map(str, files))}")
             index = {**index, "next": position, "shards": [*index["shards"], shard]}
             with new_file(folder / INDEX) as aside:
-                aside.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+                write_json(aside, index)
 
 
 def _write_shard(

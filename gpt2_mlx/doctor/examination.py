@@ -1,12 +1,12 @@
 """All checks, one after the other, and what they found as a report."""
 
-import math
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from .. import device
+from ..files import finite
 from . import checks, speed
 from .finding import Finding
 
@@ -48,10 +48,8 @@ def examine(tell: Callable[[str, Finding, float], None]) -> list[dict]:
             finding = _run(check, Path(folder))
             seconds = time.perf_counter() - began
             tell(name, finding, seconds)
-            numbers = {key: _json_number(number) for key, number in finding.numbers.items()}
-            results.append(
-                {"check": name, "ok": finding.ok, "text": finding.text, "seconds": round(seconds, 3), **numbers}
-            )
+            numbers = {key: finite(number) for key, number in {"seconds": round(seconds, 3), **finding.numbers}.items()}
+            results.append({"check": name, "ok": finding.ok, "text": finding.text, **numbers})
     return results
 
 
@@ -60,7 +58,3 @@ def _run(check: Callable[[Path], Finding], folder: Path) -> Finding:
         return check(folder)
     except Exception as error:
         return Finding(False, f"{type(error).__name__}: {' '.join(str(error).split())}")
-
-
-def _json_number(number: float | None) -> float | None:
-    return number if number is not None and math.isfinite(number) else None

@@ -3,7 +3,7 @@
 Shapes: B rows, V vocab_size, n of its tokens. What a row gets does not depend on the other rows.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 
 import mlx.core as mx
 import numpy as np
@@ -24,35 +24,28 @@ def uniform(seed: int, position: int) -> float:
 
 def penalised(logits: mx.array, sequences: list[Sequence]) -> mx.array:
     """Logits (B, V) after each row's penalties and biases; rows without any are as they were."""
-    rows, ids, factors, offsets = [], [], [], []
-    for row, sequence in enumerate(sequences):
-        for token, (divide, add) in _changes(sequence).items():
-            rows.append(row)
-            ids.append(token)
-            factors.append(divide)
-            offsets.append(add)
-    if not rows:
+    changes = [(row, *change) for row, sequence in enumerate(sequences) for change in _changes(sequence)]
+    if not changes:
         return logits
+    rows, ids, factors, offsets = zip(*changes)
     at = (mx.array(rows), mx.array(ids))
     old, factor = logits[at], mx.array(factors, mx.float32)
     logits[at] = mx.where(old > 0, old / factor, old * factor) + mx.array(offsets, mx.float32)
     return logits
 
 
-def _changes(sequence: Sequence) -> dict[int, tuple[float, float]]:
-    """token -> (what its logit is divided or multiplied by, what is added)."""
-    params, changes = sequence.params, {}
+def _changes(sequence: Sequence) -> list[tuple[int, float, float]]:
+    """(token, what its logit is divided by, or multiplied by where it is negative, what is added then)."""
+    params, factors, offsets = sequence.params, {}, defaultdict(float)
     if params.repetition_penalty != 1:  # Keskar et al. 2019, section 4.1: tokens of prompt and text alike
-        for token in {*sequence.prompt[-sequence.block_size :], *sequence.generated}:
-            changes[token] = (params.repetition_penalty, 0.0)
+        tokens = {*sequence.prompt[-sequence.block_size :], *sequence.generated}
+        factors = dict.fromkeys(tokens, params.repetition_penalty)
     if params.presence_penalty or params.frequency_penalty:  # OpenAI's API: tokens of the text
         for token, count in Counter(sequence.generated).items():
-            factor, add = changes.get(token, (1.0, 0.0))
-            changes[token] = (factor, add - params.presence_penalty - params.frequency_penalty * count)
+            offsets[token] = -params.presence_penalty - params.frequency_penalty * count
     for token, bias in params.logit_bias.items():
-        factor, add = changes.get(token, (1.0, 0.0))
-        changes[token] = (factor, add + bias)
-    return changes
+        offsets[token] += bias
+    return [(token, factors.get(token, 1.0), offsets.get(token, 0.0)) for token in {*factors, *offsets}]
 
 
 def sample(logits: mx.array, sequences: list[Sequence], draws: list[float]) -> mx.array:

@@ -88,17 +88,10 @@ class TrainConfig:
     """Only tell what memory and time this run would take, and which micro-batches fit; nothing is trained."""
 
     def __post_init__(self):
-        counts = ("max_steps", "batch_size", "grad_accum_steps", "eval_interval", "log_interval", "save_interval")
-        rates = ("weight_decay", "grad_clip", "min_lr")
-        at_least = {
-            0: (*rates, "seed", "sample_interval", "patience", "warmup_steps", "eval_tokens", "wired_limit_gb"),
-            1: (*counts, "keep"),
-        }
-        for least, names in at_least.items():
-            for name in names:
-                value = getattr(self, name)
-                if value is not None and not value >= least:
-                    raise ValueError(f"{flag(name)} is {value}; it must be at least {least}")
+        for name in _AT_LEAST_0 + _AT_LEAST_1:
+            value, least = getattr(self, name), int(name in _AT_LEAST_1)
+            if value is not None and not value >= least:
+                raise ValueError(f"{flag(name)} is {value}; it must be at least {least}")
         if self.learning_rate is not None and not 0 < self.learning_rate < float("inf"):
             raise ValueError(f"--learning-rate is {self.learning_rate}; it must be more than 0")
         if self.seed >= 2**32:
@@ -139,19 +132,15 @@ class TrainConfig:
             full["preset"] = preset
         if self.warmup_steps is None:
             full["warmup_steps"] = min(full["warmup_steps"], full["max_steps"] // 10)
-        full.setdefault("min_lr", full["learning_rate"] / 10)
-        full.setdefault("eval_interval", max(25, full["max_steps"] // 4))
-        full.setdefault("sample_interval", full["eval_interval"])
-        full.setdefault("save_interval", full["eval_interval"])
-        full.setdefault("dtype", "bfloat16" if on_gpu else "float32")
-        full.setdefault("patience", 0)
-        full.setdefault("grad_accum_steps", processes)
-        if full["grad_accum_steps"] % processes:
+        interval = full.setdefault("eval_interval", max(25, full["max_steps"] // 4))
+        derived = {"min_lr": full["learning_rate"] / 10, "sample_interval": interval, "save_interval": interval}
+        others = {"dtype": "bfloat16" if on_gpu else "float32", "patience": 0, "grad_accum_steps": processes}
+        resolved = TrainConfig(**(derived | others | full))
+        if resolved.grad_accum_steps % processes:
             raise ValueError(
-                f"--grad-accum-steps is {full['grad_accum_steps']}; it must be a multiple of the number of processes,"
+                f"--grad-accum-steps is {resolved.grad_accum_steps}; it must be a multiple of the number of processes,"
                 f" which is {processes}"
             )
-        resolved = TrainConfig(**full)
         resolved.model_config()  # raises where the shape is impossible
         return resolved
 
@@ -174,6 +163,9 @@ class TrainConfig:
 
 
 SHAPE = ("n_layer", "n_head", "n_embd", "block_size", "dropout")
+_AT_LEAST_0 = ("weight_decay", "grad_clip", "min_lr", "seed", "sample_interval", "patience", "warmup_steps")
+_AT_LEAST_0 += ("eval_tokens", "wired_limit_gb")
+_AT_LEAST_1 = ("max_steps", "batch_size", "grad_accum_steps", "eval_interval", "log_interval", "save_interval", "keep")
 
 
 def flag(name: str) -> str:
@@ -183,30 +175,16 @@ def flag(name: str) -> str:
 
 # Tuned on Tiny Shakespeare for tiny only. Its short runs on little text want Muon and much decay: after as many tokens
 # AdamW at 3e-3 was 0.55 nats behind; dropout of 0.1 cost about 0.08, a decay of 0.1 instead of 0.6 about 0.04.
-_LARGE = {
-    "max_steps": 2000,
-    "batch_size": 4,
-    "warmup_steps": 100,
-    "learning_rate": 6e-4,
-    "optimizer": "adamw",
-    "weight_decay": 0.1,
+_RECIPE = ("max_steps", "batch_size", "warmup_steps", "learning_rate", "optimizer", "weight_decay")
+_RECIPES = {
+    "tiny": (600, 8, 30, 6e-3, "muon", 0.6),
+    "baby": (2000, 32, 100, 1e-3, "muon", 0.1),
+    "gpt2": (2000, 4, 100, 6e-4, "adamw", 0.1),
+    "gpt2-medium": (2000, 4, 100, 3e-4, "adamw", 0.1),
+    "gpt2-large": (2000, 2, 100, 2.5e-4, "adamw", 0.1),
+    "gpt2-xl": (2000, 1, 100, 2e-4, "adamw", 0.1),
 }
-DEFAULTS = {
-    "tiny": _LARGE
-    | {
-        "max_steps": 600,
-        "batch_size": 8,
-        "warmup_steps": 30,
-        "learning_rate": 6e-3,
-        "optimizer": "muon",
-        "weight_decay": 0.6,
-    },
-    "baby": _LARGE | {"batch_size": 32, "learning_rate": 1e-3, "optimizer": "muon"},
-    "gpt2": _LARGE,
-    "gpt2-medium": _LARGE | {"learning_rate": 3e-4},
-    "gpt2-large": _LARGE | {"learning_rate": 2.5e-4, "batch_size": 2},
-    "gpt2-xl": _LARGE | {"learning_rate": 2e-4, "batch_size": 1},
-}
+DEFAULTS = {preset: dict(zip(_RECIPE, values)) for preset, values in _RECIPES.items()}
 
 
 def fine_tuning(init: GPT2Config) -> dict:

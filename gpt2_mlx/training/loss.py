@@ -25,7 +25,7 @@ def cross_entropy(hidden: mx.array, wte: mx.array, targets: mx.array) -> tuple[m
     """
     targets = targets.reshape(-1)
     loss, _, _ = _loss_and_gradients(hidden.reshape(-1, hidden.shape[-1]), wte, targets)
-    return loss, _count(targets)
+    return loss, mx.sum(targets != IGNORE).astype(mx.float32)
 
 
 def cross_entropy_by_token(hidden: mx.array, wte: mx.array, targets: mx.array) -> mx.array:
@@ -94,7 +94,3 @@ def _losses(hidden: mx.array, at_target: mx.array, log_total: mx.array, targets:
 
 def _counted(targets: mx.array) -> mx.array:
     return (targets != IGNORE)[:, None].astype(mx.float32)  # (N, 1)
-
-
-def _count(targets: mx.array) -> mx.array:
-    return mx.sum(targets != IGNORE).astype(mx.float32)

@@ -99,12 +99,10 @@ def build(config: TrainConfig, model: GPT2, streams: list[mx.Stream]) -> Rules:
     def is_in(name: str):
         return lambda path, parameter: group(path, parameter, config.optimizer) == name
 
-    rules = [Muon(config.weight_decay, streams)] if config.optimizer == "muon" else []
-    filters = [is_in("muon")] if config.optimizer == "muon" else []
-    optimizer = Rules(
-        [*rules, adamw(config.weight_decay), adamw(0.0)],
-        [*filters, is_in("decay")],
-    )
+    rules = {"decay": adamw(config.weight_decay), "plain": adamw(0.0)}
+    if config.optimizer == "muon":
+        rules = {"muon": Muon(config.weight_decay, streams), **rules}
+    optimizer = Rules([*rules.values()], [is_in(name) for name in rules if name != "plain"])  # the last takes the rest
     optimizer.init(model.trainable_parameters())
     mx.eval(optimizer.state)
     return optimizer

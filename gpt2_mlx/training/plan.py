@@ -21,28 +21,24 @@ def ways(config: TrainConfig) -> Iterator[TrainConfig]:
                 yield dataclasses.replace(config, batch_size=n, grad_accum_steps=accum, grad_checkpoint=checkpoint)
 
 
-def choose(config: TrainConfig, given: bool, processes: int = 1) -> TrainConfig:
-    """Resolved settings whose step fits this machine and those of all processes.
+def choose(config: TrainConfig, given: bool) -> TrainConfig:
+    """Resolved settings whose step fits the machines of all processes.
 
-    Args:
-        config: the settings.
-        given: whether their micro-batch was asked for; else the first of `ways` that fits is taken.
-        processes: how many train together.
-
-    Raises:
-        ValueError: none fits; the message shows the numbers.
+    These are `config` itself where its micro-batch was `given`, else the first of its `ways` that fits. Raises a
+    ValueError that shows the numbers where none fits.
     """
     budget = device.memory(ranks.here())
     allowed = [config] if given else list(ways(config))
-    fitting = (i for i, way in enumerate(allowed) if memory.peak(way, processes) <= budget)
+    fitting = (i for i, way in enumerate(allowed) if memory.peak(way, ranks.size()) <= budget)
     chosen = ranks.largest(next(fitting, len(allowed)))
     if chosen < len(allowed):
         return allowed[chosen]
     way = allowed[-1]
     flags = f"--batch-size {way.batch_size}" + (" --grad-checkpoint" if way.grad_checkpoint else "")
+    needed = memory.describe(memory.predict(way, ranks.size()))
     raise ValueError(
-        f"{config.model_name()} with {flags} does not fit: it needs {memory.describe(memory.predict(way, processes))},"
-        f" and this machine has {budget / 1e9:.1f} GB for it"
+        f"{config.model_name()} with {flags} does not fit: it needs {needed}, and this machine has {budget / 1e9:.1f}"
+        " GB for it"
     )
 
 
@@ -58,29 +54,28 @@ def measure(config: TrainConfig) -> tuple[float, float]:
     return time.perf_counter() - began, mx.get_peak_memory()
 
 
-def report(config: TrainConfig, processes: int = 1) -> str:
+def report(config: TrainConfig) -> str:
     """What a run of settings that fit takes, by prediction and by one measured step, and the other ways to take it."""
-    budget = device.memory(ranks.here())
+    budget, processes = device.memory(ranks.here()), ranks.size()
     seconds, peak = measure(config)
     windows = config.batch_size * config.grad_accum_steps
     per_step = seconds / config.batch_size * windows / processes
     predicted = memory.peak(dataclasses.replace(config, grad_accum_steps=processes), processes)
+
+    def row(way: TrainConfig) -> str:
+        size = memory.peak(way, processes)
+        passes = 4 / 3 if way.grad_checkpoint > config.grad_checkpoint else 1  # a second forward pass; backward is two
+        note = "  this run" if way == config else "" if size <= budget else "  does not fit"
+        sizes = f"{way.batch_size:>12}  {way.grad_accum_steps:>18}  {'yes' if way.grad_checkpoint else 'no':>17}"
+        return f"{sizes}  {size / 1e9:>7.2f}  {per_step * passes:>7.2f}{note}"
+
     lines = [
         f"device: {device.description()}, {budget / 1e9:.1f} GB for a run",
         f"step:   {windows} x {config.block_size} tokens, {config.model_name()}, {config.dtype}, taken as",
         "--batch-size  --grad-accum-steps  --grad-checkpoint  peak GB   s/step",
-        *(_row(way, config, per_step, budget, processes) for way in dict.fromkeys([config, *ways(config)])),
+        *map(row, dict.fromkeys([config, *ways(config)])),
         f"peak:   {memory.describe(memory.predict(config, processes))}",
         f"micro:  {seconds:.2f} s, {peak / 1e9:.2f} GB measured, {predicted / 1e9:.2f} predicted",
         f"run:    {config.max_steps} steps, about {config.max_steps * per_step / 3600:.1f} hours",
     ]
     return "\n".join(lines)
-
-
-def _row(way: TrainConfig, config: TrainConfig, per_step: float, budget: int, processes: int) -> str:
-    size = memory.peak(way, processes)
-    passes = 4 / 3 if way.grad_checkpoint > config.grad_checkpoint else 1  # forward, twice as much backward, forward
-    remade = "yes" if way.grad_checkpoint else "no"
-    note = "  this run" if way == config else "" if size <= budget else "  does not fit"
-    sizes = f"{way.batch_size:>12}  {way.grad_accum_steps:>18}  {remade:>17}"
-    return f"{sizes}  {size / 1e9:>7.2f}  {per_step * passes:>7.2f}{note}"

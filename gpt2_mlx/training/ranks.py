@@ -42,6 +42,12 @@ def is_first() -> bool:
     return rank() == 0
 
 
+def own_micro_batches(step: int, n: int) -> range:
+    """The numbers of the micro-batches that this process reads for a step, where every process reads n."""
+    first = (step * size() + rank()) * n
+    return range(first, first + n)
+
+
 def mean(tree: Tree) -> Tree:
     """The mean of the processes' trees of float32 arrays."""
     return nn.average_gradients(tree)

@@ -10,6 +10,7 @@ from .. import device, metrics
 from . import ranks
 from .config import TrainConfig
 from .evaluation import perplexity
+from .progress import Progress
 
 
 class Report:
@@ -31,40 +32,29 @@ class Report:
         self._bar = tqdm(initial=step, total=self._max_steps, unit="step", disable=hidden, dynamic_ncols=True)
         self._steps, self._seconds, self._loss = 0, 0.0, 0.0  # sums since the last train event
 
-    def step(
-        self,
-        step: int,
-        *,
-        loss: float,
-        lr: float,
-        grad_norm: float,
-        taken: bool,
-        loss_scale: float,
-        seconds: float,
-        elapsed_s: float,
-    ) -> None:
-        """A step is done, in `seconds`, `elapsed_s` after the run began; `loss_scale` is for the next one."""
+    def step(self, progress: Progress, loss: float, lr: float, grad_norm: float, taken: bool, seconds: float) -> None:
+        """A step is done, in `seconds`, and `progress` counts it."""
         self._steps, self._seconds, self._loss = self._steps + 1, self._seconds + seconds, self._loss + loss
         self._bar.update()
+        step, scale = progress.step, progress.loss_scale
         if not taken:
-            metrics.write(self._log, "skip", step, loss=loss, grad_norm=grad_norm, loss_scale=loss_scale)
-            self.say(f"step {step}: skipped, its gradients are not finite (loss {loss}, loss scale now {loss_scale:g})")
+            metrics.write(self._log, "skip", step, loss=loss, grad_norm=grad_norm, loss_scale=scale)
+            self.say(f"step {step}: skipped, its gradients are not finite (loss {loss}, loss scale now {scale:g})")
         if step == 1 or step % self._log_interval == 0 or step == self._max_steps:
-            self._train_event(
-                step, loss=self._loss / self._steps, lr=lr, grad_norm=grad_norm, elapsed_s=round(elapsed_s, 3)
-            )
+            self._train_event(step, lr, grad_norm, progress.elapsed_s)
 
-    def _train_event(self, step: int, **numbers: float) -> None:
-        seconds_per_step = self._seconds / self._steps
-        speed = self._tokens_per_step / seconds_per_step
+    def _train_event(self, step: int, lr: float, grad_norm: float, elapsed_s: float) -> None:
+        loss, seconds = self._loss / self._steps, self._seconds / self._steps
+        speed = self._tokens_per_step / seconds
+        numbers = {"loss": loss, "lr": lr, "grad_norm": grad_norm, "elapsed_s": round(elapsed_s, 3)}
         memory = round(device.peak_memory_gb(), 3)
         metrics.write(self._log, "train", step, **numbers, tokens_per_s=round(speed, 1), peak_memory_gb=memory)
-        self._bar.set_postfix_str(f"loss {numbers['loss']:.3f}, {speed:,.0f} tokens/s")
+        self._bar.set_postfix_str(f"loss {loss:.3f}, {speed:,.0f} tokens/s")
         if self._bar.disable:
-            left = tqdm.format_interval((self._max_steps - step) * seconds_per_step)
+            left = tqdm.format_interval((self._max_steps - step) * seconds)
             self.say(
-                f"step {step:>6}/{self._max_steps} | loss {numbers['loss']:.4f} | lr {numbers['lr']:.2e}"
-                f" | norm {numbers['grad_norm']:.2f} | {speed:,.0f} tokens/s | {left} left"
+                f"step {step:>6}/{self._max_steps} | loss {loss:.4f} | lr {lr:.2e}"
+                f" | norm {grad_norm:.2f} | {speed:,.0f} tokens/s | {left} left"
             )
         self._steps, self._seconds, self._loss = 0, 0.0, 0.0
 

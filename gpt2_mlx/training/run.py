@@ -1,7 +1,6 @@
 """Opening a run: from what is settled to a trainer that is ready, in a run folder that says how it was made."""
 
 import dataclasses
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -13,11 +12,11 @@ from mlx.utils import tree_map
 from .. import checkpoint, device, metrics
 from ..corpus.dataset import SPLITS, TokenDataset
 from ..corpus.source import Source
-from ..files import lock, new_file, remove_leftovers
+from ..files import lock, new_file, read_json, remove_leftovers, write_json
 from ..model import GPT2
 from . import ranks, step
 from .config import TrainConfig
-from .settle import Settled, read_facts
+from .settle import Settled
 from .trainer import Trainer
 
 
@@ -34,7 +33,7 @@ def opened(settled: Settled) -> Iterator[Trainer]:
         raise ValueError(f"{run} holds a run already: go on with --resume, or choose another folder with --out")
     dataset = ranks.in_turn(lambda: TokenDataset.open(source))
     dataset.check_length(config.block_size)
-    if ranks.ask_first(lambda: _text_key(run) if resuming else dataset.key) != dataset.key:
+    if ranks.ask_first(lambda: _text_key(run) if resuming else dataset.key) != dataset.key:  # the first process's text
         raise ValueError(f"{', '.join(map(str, source.files))} is not the text that {run} began to learn from")
     model = _model(config, init, run / "latest" if resuming else init)
     with _claimed(run) if ranks.is_first() else nullcontext():
@@ -60,7 +59,7 @@ def _claimed(run: Path) -> TextIO:
 
 
 def _text_key(run: Path) -> str | None:
-    return read_facts(run).get("text", {}).get("key")
+    return read_json(run / "train.json").get("text", {}).get("key")
 
 
 def _model(config: TrainConfig, init: Path | None, like: Path | None) -> GPT2:
@@ -79,26 +78,18 @@ def _model(config: TrainConfig, init: Path | None, like: Path | None) -> GPT2:
 
 
 def _write_facts(trainer: Trainer, source: Source, event: str) -> None:
-    facts = _facts(trainer, source)
-    with new_file(trainer.run / "train.json") as aside:
-        aside.write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    metrics.write(trainer.run / "metrics.jsonl", event, trainer.progress.step, **facts)
-
-
-def _facts(trainer: Trainer, source: Source) -> dict:
-    """What a reader of the run must know: its settings, its text, what it ran on and with."""
-    return {
+    """Write what a reader of the run must know: its settings, its text, the device and the versions."""
+    dataset, files = trainer.dataset, [str(file) for file in source.files]
+    facts = {
         "config": dataclasses.asdict(trainer.config) | {"resume": False, "out": str(trainer.run)},
-        "text": {
-            "name": source.name,
-            "files": [str(file) for file in source.files],
-            "key": trainer.dataset.key,
-            "note": source.note,
-        },
-        "tokens": {split: len(trainer.dataset.split(split)) for split in SPLITS},
+        "text": {"name": source.name, "files": files, "key": dataset.key, "note": source.note},
+        "tokens": {split: len(dataset.split(split)) for split in SPLITS},
         "n_params": trainer.model.n_params,
         "device": device.description(),
         "processes": ranks.size(),
         "dtype": trainer.config.dtype,
         "versions": device.versions(),
     }
+    with new_file(trainer.run / "train.json") as aside:
+        write_json(aside, facts)
+    metrics.write(trainer.run / "metrics.jsonl", event, trainer.progress.step, **facts)

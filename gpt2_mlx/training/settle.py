@@ -1,7 +1,6 @@
 """From flags to what a run shall be: nothing is left open, and nothing is written yet."""
 
 import dataclasses
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from pathlib import Path
 from .. import checkpoint, device, pretrained
 from ..config import GPT2Config
 from ..corpus.source import Source, find
+from ..files import read_json
 from . import plan, ranks
 from .config import SHAPE, TrainConfig, flag
 
@@ -53,22 +53,17 @@ def settle(flags: TrainConfig, over: Callable[[TrainConfig], TrainConfig]) -> Se
     config = flags.resolved(device.on_gpu(), shape, ranks.size())
     if saved:
         _check_unchanged(config, saved)
-    config = plan.choose(config, given=bool(saved or flags.batch_size), processes=ranks.size())
+    config = plan.choose(config, given=bool(saved or flags.batch_size))
     device.wire(config.wired_limit_gb)
     return Settled(config, source, run, init)
-
-
-def read_facts(run: Path) -> dict:
-    """The content of a run's train.json."""
-    return json.loads((run / "train.json").read_text(encoding="utf-8"))
 
 
 def _saved_settings(run: Path) -> TrainConfig | None:
     """The settings a run was started with, None where there is no run yet."""
     path = run / "train.json"
+    facts = ranks.ask_first(lambda: read_json(path) if path.exists() else None)
     try:
-        saved = ranks.ask_first(lambda: read_facts(run)["config"] if path.exists() else None)
-        return TrainConfig(**saved) if saved else None
+        return TrainConfig(**facts["config"]) if facts else None
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from None
 

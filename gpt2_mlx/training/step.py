@@ -55,12 +55,12 @@ class Step:
         Returns:
             The mean loss per token, the gradients' norm before clipping, and whether the step was taken: scalars.
         """
-        first = (number * ranks.size() + ranks.rank()) * len(batches)
+        keys = [self._key(i) for i in ranks.own_micro_batches(number, len(batches))]
         scale = mx.array(loss_scale)
-        sums = self.gradients(*batches[0], self._key(first), scale)
-        for i, batch in enumerate(batches[1:], 1):
+        sums = self.gradients(*batches[0], keys[0], scale)
+        for batch, key in zip(batches[1:], keys[1:]):
             mx.eval(sums)  # one micro-batch's activations at a time
-            sums = tree_map(mx.add, sums, self.gradients(*batch, self._key(first + i), scale))
+            sums = tree_map(mx.add, sums, self.gradients(*batch, key, scale))
         return self.update(sums, scale, mx.array(rate))
 
     @property
@@ -73,10 +73,8 @@ class Step:
     ) -> tuple[mx.array, mx.array, dict]:
         """The loss summed and scaled, the tokens that count, and the sum's gradients; each stream takes a part."""
         parameters = self.model.trainable_parameters()
-        parts = []
-        for (stream, rows), part_key in zip(
-            device.split(len(tokens), self.streams), mx.random.split(key, len(self.streams))
-        ):
+        keys, parts = mx.random.split(key, len(self.streams)), []
+        for (stream, rows), part_key in zip(device.split(len(tokens), self.streams), keys):
             with mx.stream(stream):
                 loss = mx.value_and_grad(self._loss)
                 parts.append(loss(parameters, tokens[rows], targets[rows], part_key, scale))
@@ -101,6 +99,6 @@ class Step:
         outcome = optim.guarded_update(self.model, self.optimizer, gradients, count, rate, self.config.grad_clip)
         return loss / count, *outcome
 
-    def _key(self, micro_step: int) -> mx.array:
+    def _key(self, micro_batch: int) -> mx.array:
         """What the dropout of a micro-batch follows from: the seed and its number, nothing that needs saving."""
-        return mx.random.key(self.config.seed << 32 | micro_step)
+        return mx.random.key(self.config.seed << 32 | micro_batch)

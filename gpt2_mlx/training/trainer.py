@@ -1,9 +1,7 @@
 """The trainer: one step, repeated, with validation, samples and checkpoints between two steps."""
 
 import dataclasses
-import math
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import mlx.core as mx
@@ -16,27 +14,13 @@ from ..generation.text import generate
 from . import optim, precision, ranks
 from .config import TrainConfig
 from .evaluation import Evaluator
+from .progress import Progress
 from .report import Report
 from .step import Batch, Step
 
 SAMPLE_PROMPT = "The course of true love never did run smooth."
 SAMPLE_TOKENS = 50
 FINAL_SAMPLES = 5
-
-
-@dataclass
-class Progress:
-    """How far a run has come: all that a resumed run needs beside weights and moments."""
-
-    step: int = 0  # optimizer steps done
-    position: int = 0  # windows read
-    best_loss: float | None = None
-    best_step: int | None = None
-    evals_since_best: int = 0
-    skipped: int = 0  # steps whose gradients were not finite
-    elapsed_s: float = 0.0
-    loss_scale: float = 1.0
-    steps_at_scale: int = 0  # in a row without an overflow
 
 
 class Trainer:
@@ -57,77 +41,55 @@ class Trainer:
         self._saved_step = 0
         self._encoding = tokenizer.load()
         self._evaluator = Evaluator(self.model, step.streams, config.compile)
+        self._loader = DataLoader(dataset.split("train"), config.batch_size, config.block_size, config.seed)
 
     def fit(self) -> str:
         """Train to the end and return its reason: "max_steps", "patience" or what `stop_reason` was set to."""
         config, progress = self.config, self.progress
         self._report = Report(self.run, progress.step, config)
-        began = time.perf_counter() - progress.elapsed_s
+        self._began = time.perf_counter() - progress.elapsed_s
         try:
-            self._loop(began)
+            self._train()
             if progress.step != self._saved_step:
                 self.save()
             if not ranks.agree(self.stop_reason):
                 self._test()
             finished = "max_steps" if progress.step >= config.max_steps else "patience"
             reason = ranks.agree(self.stop_reason) or finished
-            self._report.end(progress.step, reason, time.perf_counter() - began)
+            self._report.end(progress.step, reason, time.perf_counter() - self._began)
         finally:
             self._report.close()
         return reason
 
-    def _loop(self, began: float) -> None:
+    def _train(self) -> None:
         config, progress = self.config, self.progress
         if config.fine_tunes and progress.best_step is None and not progress.step:
             self._validate()  # what the weights know before
             self.save()
-        loader = DataLoader(
-            self.dataset.split("train"),
-            config.batch_size,
-            config.block_size,
-            config.seed,
-            progress.position,
-            config.grad_accum_steps,
-            ranks.rank(),
-            ranks.size(),
-        )
-        batches = _read(loader)
+        batches = self._read(progress.step)
         while progress.step < config.max_steps and not self._out_of_patience() and not ranks.agree(self.stop_reason):
-            batches = self._take_step(loader, batches, began)
+            batches = self._take_step(batches)
             self._between_steps()
 
-    def _take_step(self, loader: DataLoader, batches: list[Batch], began: float) -> list[Batch]:
+    def _read(self, step: int) -> list[Batch]:
+        """This process's micro-batches of a step."""
+        numbers = ranks.own_micro_batches(step, self.config.grad_accum_steps // ranks.size())
+        return [tuple(map(mx.array, self._loader.micro_batch(number))) for number in numbers]
+
+    def _take_step(self, batches: list[Batch]) -> list[Batch]:
         """A step on these micro-batches; returns the next ones, which are read while the device works."""
-        progress, step_began = self.progress, time.perf_counter()
-        progress.position = loader.position
+        progress, began = self.progress, time.perf_counter()
         rate = optim.learning_rate(progress.step, self.config)
         loss, norm, taken = self.step(batches, rate, progress.step, progress.loss_scale)
         state = (loss, norm, taken, *self.step.state)
         mx.async_eval(state)
-        following = _read(loader)
+        following = self._read(progress.step + 1)
         mx.eval(state)
         now = time.perf_counter()
-        self._count(taken.item(), now - began)
-        self._report.step(
-            progress.step,
-            loss=loss.item(),
-            lr=rate,
-            grad_norm=norm.item(),
-            taken=taken.item(),
-            loss_scale=progress.loss_scale,
-            seconds=now - step_began,
-            elapsed_s=progress.elapsed_s,
-        )
+        progress.elapsed_s = now - self._began
+        progress.count_step(taken.item(), self.config.dtype)
+        self._report.step(progress, loss.item(), rate, norm.item(), taken.item(), now - began)
         return following
-
-    def _count(self, taken: bool, elapsed_s: float) -> None:
-        progress = self.progress
-        progress.step += 1
-        progress.elapsed_s = elapsed_s
-        progress.skipped += not taken
-        progress.loss_scale, progress.steps_at_scale = precision.next_scale(
-            self.config.dtype, progress.loss_scale, progress.steps_at_scale, taken
-        )
 
     def _between_steps(self) -> None:
         """Validate, show a sample, save: each when its interval or the end has come."""
@@ -140,14 +102,8 @@ class Trainer:
             self.save()
 
     def _validate(self) -> None:
-        progress = self.progress
         loss = self.evaluate("val")
-        is_best = math.isfinite(loss) and (progress.best_loss is None or loss < progress.best_loss)
-        if is_best:
-            progress.best_loss, progress.best_step, progress.evals_since_best = loss, progress.step, 0
-        else:
-            progress.evals_since_best += 1
-        self._report.validation(progress.step, loss, is_best)
+        self._report.validation(self.progress.step, loss, is_best=self.progress.count_validation(loss))
 
     def _out_of_patience(self) -> bool:
         return 0 < self.config.patience <= self.progress.evals_since_best
@@ -200,7 +156,8 @@ class Trainer:
         checkpoint.load_weights(folder, self.model)
         arrays, state = checkpoint.load_training(folder, self.optimizer.state)
         optim.set_state(self.optimizer, arrays)
-        state.pop("seed", None)  # the settings have it
+        for name in ("seed", "position"):  # follow from the settings and the step
+            state.pop(name, None)
         try:
             self.progress = Progress(**state)
         except TypeError as error:
@@ -212,7 +169,3 @@ class Trainer:
         optim.set_state(self.optimizer, ranks.share(self.optimizer.state))
         self.progress = Progress(**ranks.ask_first(lambda: dataclasses.asdict(self.progress)))
         self._saved_step = self.progress.step
-
-
-def _read(loader: DataLoader) -> list[Batch]:
-    return [(mx.array(tokens), mx.array(targets)) for tokens, targets in loader.next_step()]
