@@ -1,7 +1,8 @@
 """Save and load a checkpoint folder: config.json and model.safetensors, and beside them what only training needs."""
 
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from .files import link, new_folder, read_json, remove_folder, write_json
 from .model import GPT2
 
 DTYPES = ("float32", "bfloat16", "float16")
+_NAME = re.compile(r"step-(\d{8,})")
 
 
 def save(folder: Path, model: GPT2, optimizer_state: dict | None = None, state: dict | None = None) -> None:
@@ -55,6 +57,16 @@ def load(folder: Path, dtype: str | None = "float32", quantize: int | None = Non
         ValueError: a file is missing or broken, the tensors are not exactly those of the configuration, or hold values
             that are not finite; the message names them.
     """
+    parts = loading(folder, dtype, quantize)
+    while True:
+        try:
+            next(parts)
+        except StopIteration as end:
+            return end.value
+
+
+def loading(folder: Path, dtype: str | None, quantize: int | None) -> Generator[None, None, GPT2]:
+    """As `load`, in parts: each `next` evaluates one of the tensors, the last one returns the model."""
     if dtype not in (*DTYPES, None):
         raise ValueError(f"dtype is {dtype!r}; allowed: {', '.join(DTYPES)}")
     config, stored = read_config(folder), _read_tensors(folder)
@@ -68,14 +80,21 @@ def load(folder: Path, dtype: str | None = "float32", quantize: int | None = Non
             if "h.0.attn.c_attn.scales" not in scales:
                 raise ValueError(f"quantization is {quantization}, but h.0.attn.c_attn has no scales")
             nn.quantize(model, **quantization, class_predicate=lambda name, _: f"{name}.scales" in scales)
-    _fill(model, folder, stored)
+    yield from _filling(model, folder, stored)
     if dtype:
         model.set_dtype(getattr(mx, dtype))
     if quantize:
         with _named(folder):
             model.quantize(quantize)
-    mx.eval(model.parameters())
+    for _, array in tree_flatten(model.parameters()):
+        mx.eval(array)
+        yield
     return model
+
+
+def size(folder: Path, dtype: str) -> int:
+    """The bytes that the weights of a checkpoint take in a type."""
+    return read_config(folder).n_params * getattr(mx, dtype).size
 
 
 def load_weights(folder: Path, model: GPT2) -> None:
@@ -84,7 +103,8 @@ def load_weights(folder: Path, model: GPT2) -> None:
     `load` leaves them as they lie in the file, (in, out), which is quicker; but in what order a product is summed may
     follow from how its matrix lies, and a resumed run is to have the bits of the one that was not stopped.
     """
-    _fill(model, folder, _read_tensors(folder))
+    for _ in _filling(model, folder, _read_tensors(folder)):
+        pass
     model.update(tree_map(mx.contiguous, model.parameters()))
 
 
@@ -104,7 +124,7 @@ def resolve(path: Path) -> Path:
     Raises:
         ValueError: there is none.
     """
-    for folder in (path, path / "best", path / "latest"):
+    for folder in (path, linked(path, "best"), linked(path, "latest")):
         if (folder / "config.json").is_file():
             return folder
     raise ValueError(f"{path} is neither a checkpoint (no config.json) nor a run with one")
@@ -112,8 +132,35 @@ def resolve(path: Path) -> Path:
 
 def step(name: str) -> int | None:
     """The step in the name of a run's checkpoint, "step-00000300"; None for other names."""
-    number = name.removeprefix("step-")
-    return int(number) if number != name and number.isdecimal() else None
+    match = _NAME.fullmatch(name)
+    return int(match[1]) if match else None
+
+
+def name_of(step: int) -> str:
+    """The name of the checkpoint of a step: "step-00000300"."""
+    return f"step-{step:08d}"
+
+
+def all_of(run: Path) -> list[Path]:
+    """The folders of a run's checkpoints, the oldest first. What only looks like one is none of ours."""
+    folders = [path for path in run.glob("step-*") if step(path.name) is not None and not path.is_symlink()]
+    return sorted((path for path in folders if path.is_dir()), key=lambda path: step(path.name))
+
+
+def to_resume(run: Path) -> Path | None:
+    """The checkpoint to go on from: what `latest` leads to, else the newest that is whole; None where there is none."""
+    return next((path for path in (linked(run, "latest"), *reversed(all_of(run))) if _is_whole(path)), None)
+
+
+def linked(run: Path, name: str) -> Path:
+    """Where the run's link `latest` or `best` leads to; the link is a file with the name on a disk without links."""
+    link = run / name
+    return run / link.read_text(encoding="utf-8").strip() if link.is_file() else link
+
+
+def _is_whole(folder: Path) -> bool:
+    names = ("config.json", "model.safetensors", "optimizer.safetensors", "state.json")
+    return all((folder / name).is_file() for name in names)
 
 
 def newest_run(folder: Path, file: str = "latest/config.json") -> Path:
@@ -130,9 +177,9 @@ def newest_run(folder: Path, file: str = "latest/config.json") -> Path:
 
 def prune(run: Path, keep: int) -> None:
     """Delete a run's checkpoints but the newest `keep` and those that `latest` and `best` point to."""
-    linked = {(run / name).resolve().name for name in ("latest", "best")}
-    for folder in sorted(run.glob("step-*"))[:-keep]:
-        if folder.name not in linked:
+    kept = {linked(run, name).resolve().name for name in ("latest", "best")}
+    for folder in all_of(run)[:-keep]:
+        if folder.name not in kept:
             remove_folder(folder)
 
 
@@ -149,12 +196,16 @@ def read_config(folder: Path) -> GPT2Config:
         return layout.read_config(fields)
 
 
-def _fill(model: GPT2, folder: Path, stored: dict[str, mx.array]) -> None:
+def _filling(model: GPT2, folder: Path, stored: dict[str, mx.array]) -> Iterator[None]:
+    """Put stored tensors into a model; each step evaluates one."""
     with _named(folder):
-        parameters = layout.parameters(stored, model)
-        finite = {name: mx.sum(array * 0) == 0 for name, array in parameters.items()}  # quicker than isfinite
-        mx.eval(finite, parameters)
-        layout.refuse([f"{name} holds values that are not finite" for name, all_are in finite.items() if not all_are])
+        parameters, bad = layout.parameters(stored, model), []
+        for name, array in parameters.items():
+            is_finite = mx.sum(array * 0) == 0  # faster than mx.isfinite
+            mx.eval(array, is_finite)
+            bad += [] if is_finite else [f"{name} holds values that are not finite"]
+            yield
+        layout.refuse(bad)
     model.update(tree_unflatten(list(parameters.items())))
 
 

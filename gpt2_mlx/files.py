@@ -60,7 +60,12 @@ def link(path: Path, target: str) -> None:
     """Point the symbolic link `path` to `target`, with no moment in which it is missing."""
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     aside.unlink(missing_ok=True)
-    aside.symlink_to(target)
+    try:
+        aside.symlink_to(target)
+    except OSError:  # a disk without links: a file that holds the name
+        aside.write_text(target, encoding="utf-8")
+    if path.is_dir() and not path.is_symlink():  # a copy that followed the links
+        remove_folder(path)
     aside.replace(path)
     sync(path.parent)
 
@@ -100,7 +105,7 @@ def read_json(path: Path) -> dict:
     """The JSON object that a file holds. Raises a ValueError that names the file where there is none."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold a JSON object")

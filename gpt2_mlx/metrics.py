@@ -3,18 +3,30 @@
 Events: start resume train eval sample save skip test end; docs/run-folder.md says what each holds.
 """
 
+import errno
 import json
+import os
 from itertools import takewhile
 from pathlib import Path
 
 from .files import finite, new_file
 
 
-def write(log: Path, event: str, step: int, /, **fields) -> None:
-    """Append one event, a whole line; a number that JSON cannot say (nan, inf) is written as null."""
+def write(log: Path, event: str, step: int, /, **fields) -> str | None:
+    """Append one event, a whole line or nothing; a number that JSON cannot say (nan, inf) is written as null.
+
+    Returns why it could not be written, on a full disk say: a run goes on without its log. None if it was.
+    """
     fields = {name: finite(value) for name, value in fields.items()}
-    with log.open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"event": event, "step": step, **fields}, ensure_ascii=False) + "\n")
+    line = json.dumps({"event": event, "step": step, **fields}, ensure_ascii=False).encode() + b"\n"
+    try:
+        with log.open("ab", buffering=0) as file:
+            if (written := file.write(line)) < len(line):
+                file.truncate(file.tell() - written)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    except OSError as error:
+        return f"{log} cannot be written: {error.strerror}"
+    return None
 
 
 def read(path: Path) -> list[dict]:
@@ -29,7 +41,7 @@ def read(path: Path) -> list[dict]:
         try:
             event = json.loads(line)
             events.append({"event": event["event"], "step": event["step"], **event})
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             raise ValueError(f"{path}, line {number} is not an event of a run: {line[:80]!r}") from None
     return events
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from . import checkpoint, device, tokenizer
+from .files import read_json
 from .model import GPT2
 
 OPENAI = {name: f"openai-community/{name}" for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")}
@@ -38,14 +39,15 @@ def find(source: str | Path) -> Path:
     """The checkpoint folder that a user means.
 
     Args:
-        source: a run (its best checkpoint), a checkpoint folder; gpt2, gpt2-medium, gpt2-large or gpt2-xl, the weights
-            that OpenAI published; or owner/name on the Hugging Face hub, unless the folder owner is here.
+        source: a run (its best checkpoint) or a checkpoint folder; where there is no such path, gpt2, gpt2-medium,
+            gpt2-large or gpt2-xl, the weights that OpenAI published, or owner/name on the Hugging Face hub.
 
     Raises:
         ValueError: there is none, it cannot be fetched, or its tokenizer is not GPT-2's.
     """
     name, path = str(source), Path(source)
-    if name in OPENAI or (_HUB_NAME.fullmatch(name) and not path.parent.exists()):
+    is_hubs = name in OPENAI or (_HUB_NAME.fullmatch(name) and not path.parent.exists())
+    if is_hubs and not path.exists():
         folder = _fetch(OPENAI.get(name, name))
     else:
         try:
@@ -62,6 +64,12 @@ def _fetch(name: str) -> Path:
     from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 
     try:
+        cached = Path(snapshot_download(name, allow_patterns=_FILES, local_files_only=True))
+        if _is_whole(cached):
+            return cached
+    except LocalEntryNotFoundError:
+        pass
+    try:
         return Path(snapshot_download(name, allow_patterns=_FILES))
     except RepositoryNotFoundError:
         raise ValueError(f"the Hugging Face hub shows no model {name}; for a private one: `hf auth login`") from None
@@ -71,6 +79,16 @@ def _fetch(name: str) -> Path:
     except Exception as error:  # those of the network are of a class that changes with the library's version
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ValueError(f"{name} cannot be fetched from the Hugging Face hub: {reason}") from None
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether a fetched folder has all its weights: the fetching may have been interrupted."""
+    index = folder / "model.safetensors.index.json"
+    if not (folder / "config.json").exists():
+        return False
+    if index.exists():
+        return all((folder / file).exists() for file in set(read_json(index).get("weight_map", {}).values()))
+    return (folder / "model.safetensors").exists()
 
 
 def _check_tokenizer(folder: Path) -> None:
@@ -93,5 +111,5 @@ def _ids(content: bytes) -> dict[str, int]:
         fields = json.loads(content)
         model = fields.get("model")
         return dict(model["vocab"] if isinstance(model, dict) else fields)  # "model" is a token, too
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return {}

@@ -45,8 +45,7 @@ def open_client():
 
         def open_client(fake: FakeEngine | None = None, **arguments) -> Client:
             client = Client(fake or FakeEngine(), **arguments)
-            if arguments.get("load", True):
-                stack.callback(client.close)
+            stack.callback(client.close)
             return client
 
         yield open_client

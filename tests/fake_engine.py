@@ -144,5 +144,6 @@ class ThreadProcess:
         self.fake.killed.set()
 
     def wait(self):
+        self.stdin.close()  # if nobody has written to it
         self.thread.join(PATIENCE)
         return self.status

@@ -10,8 +10,7 @@ from fake_engine import FakeEngine
 from patience import PATIENCE, eventually
 from served import make_run
 
-from gpt2_mlx.serving import answers, app, docs, limits, openapi, pages, schemas
-from gpt2_mlx.serving.completions import Service
+from gpt2_mlx.serving import answers, docs, limits, openapi, pages, schemas
 from gpt2_mlx.serving.served_run import ServedRun
 
 DOCUMENT = openapi.document()
@@ -29,12 +28,8 @@ class BriefEngine(FakeEngine):
 @pytest.fixture
 def client(tmp_path):
     """An app with its pages, over a real run."""
-    run = make_run(tmp_path / "verse")
-    client = Client(BriefEngine(n_slots=64))
-    client.app = app.build(
-        Service(client.engine, client.app.state.service.encoding, client.telemetry, ServedRun(run, "mine")),
-        pages=pages.routes(),
-    )
+    run = ServedRun(make_run(tmp_path / "verse"), "mine")
+    client = Client(BriefEngine(n_slots=64), run=run, build={"pages": pages.routes()})
     yield client
     client.close()
 

@@ -30,7 +30,7 @@ def test_the_card_of_a_run_in_training(folder):
 
 def test_the_card_follows_the_training(folder):
     run = ServedRun(folder, "mine")
-    run.card(None, watch=False, unready=None)
+    run.card(folder / "step-00000004", watch=False, unready=None)
     log = functools.partial(metrics.write, folder / "metrics.jsonl")
     log("eval", 8, val_loss=9.0)
     log("test", 8, loss=9.5)
@@ -43,7 +43,8 @@ def test_the_card_follows_the_training(folder):
 
 def test_a_checkpoint_in_a_run_tells_of_the_run_and_one_by_itself_of_itself(folder, tmp_path):
     inside = ServedRun(folder / "step-00000002", "mine")
-    assert inside.card(None, watch=False, unready=None).data == "verse" and len(inside.checkpoints()) == 2
+    assert inside.card(folder / "step-00000004", watch=False, unready=None).data == "verse"
+    assert len(inside.checkpoints()) == 2
     shutil.copytree(folder / "step-00000002", tmp_path / "elsewhere" / "mine")
     by_itself = ServedRun(tmp_path / "elsewhere" / "mine", "mine")
     card = by_itself.card(by_itself.checkpoints()["mine"], watch=False, unready=None)
@@ -55,7 +56,7 @@ def test_a_checkpoint_in_a_run_tells_of_the_run_and_one_by_itself_of_itself(fold
 
 def test_a_log_that_cannot_be_read_costs_the_numbers_only(folder):
     (folder / "metrics.jsonl").write_text("nonsense\n{}\n")
-    card = ServedRun(folder, "mine").card(None, watch=False, unready=None)
+    card = ServedRun(folder, "mine").card(folder / "step-00000004", watch=False, unready=None)
     assert card.step is None and len(card.checkpoints) == 2
 
 
@@ -78,3 +79,12 @@ def test_the_step_in_a_checkpoints_name(name, step):
 @pytest.mark.parametrize("shape", [*list(PRESETS.values())[:3], CONFIG])
 def test_the_number_of_parameters_follows_from_the_shape(shape):
     assert shape.n_params == GPT2(shape).n_params
+
+
+def test_a_run_that_was_moved_away_still_has_the_checkpoint_it_was_served_with(folder, tmp_path):
+    run = ServedRun(folder, "mine")
+    folder.rename(tmp_path / "away")
+    assert list(run.checkpoints()) == ["step-00000004"]
+    assert run.card(folder / "step-00000004", watch=True, unready=None).step is None
+    with pytest.raises(ValueError, match="no metrics.jsonl"):
+        run.curve("light")

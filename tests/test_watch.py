@@ -1,6 +1,6 @@
+import asyncio
 import contextlib
 import subprocess
-import threading
 
 import pytest
 from patience import PATIENCE, eventually
@@ -11,46 +11,79 @@ from gpt2_mlx.serving.watch import watch
 
 
 class Recorder:
-    """An AsyncEngine's swap."""
+    """An AsyncEngine's swap; checkpoints in `broken` cannot be loaded."""
 
-    def __init__(self):
-        self.swaps = []
+    def __init__(self, checkpoint):
+        self.checkpoint, self.swapping = checkpoint, None
+        self.swaps, self.broken = [], set()
 
     def swap(self, folder):
         self.swaps.append(folder.name)
+        if folder.name not in self.broken:
+            self.checkpoint = folder
 
 
-@contextlib.contextmanager
-def watching(run):
-    engine, ended = Recorder(), threading.Event()
-    served = checkpoint.resolve(run).resolve()
-    thread = threading.Thread(target=watch, args=(run, served, engine, ended, 0.01))
-    thread.start()
+@contextlib.asynccontextmanager
+async def watching(run):
+    engine = Recorder(checkpoint.resolve(run).resolve())
+    task = asyncio.create_task(watch(run, engine, 0.01))
     try:
         yield engine
+        assert not task.done()
     finally:
-        ended.set()
-        thread.join(PATIENCE)
-        assert not thread.is_alive()
+        task.cancel()
+
+
+async def until(claim):
+    await asyncio.to_thread(eventually, claim)
 
 
 def test_every_new_best_is_told_once(tmp_path):
     run = make_run(tmp_path / "verse")
-    with watching(run) as engine:
-        add_checkpoint(run, 6, "latest")
-        add_checkpoint(run, 8, "latest", "best")
-        eventually(lambda: engine.swaps == ["step-00000008"])
-        checkpoint.mark(run, "best", run / "step-00000002")
-        eventually(lambda: engine.swaps == ["step-00000008", "step-00000002"])
+
+    async def test():
+        async with watching(run) as engine:
+            add_checkpoint(run, 6, "latest")
+            add_checkpoint(run, 8, "latest", "best")
+            await until(lambda: engine.swaps == ["step-00000008"])
+            checkpoint.mark(run, "best", run / "step-00000002")
+            await until(lambda: engine.swaps == ["step-00000008", "step-00000002"])
+
+    asyncio.run(test())
 
 
-def test_a_run_that_was_moved_away_is_waited_for(tmp_path):
+def test_a_run_that_was_moved_away_is_waited_for(tmp_path, monkeypatch):
+    run, resolve, asked = make_run(tmp_path / "verse"), checkpoint.resolve, []
+
+    def fails_at_first(path):
+        asked.append(path)
+        if len(asked) < 3:
+            raise OSError("a network disk that is away")
+        return resolve(path)
+
+    async def test():
+        async with watching(run) as engine:
+            monkeypatch.setattr(checkpoint, "resolve", fails_at_first)
+            run.rename(tmp_path / "away")
+            run.mkdir()
+            add_checkpoint(run, 6, "latest")
+            await until(lambda: engine.swaps == ["step-00000006"])
+
+    asyncio.run(test())
+
+
+def test_a_checkpoint_that_could_not_be_loaded_is_tried_again(tmp_path):
     run = make_run(tmp_path / "verse")
-    with watching(run) as engine:
-        run.rename(tmp_path / "away")
-        run.mkdir()
-        add_checkpoint(run, 6, "latest")
-        eventually(lambda: engine.swaps == ["step-00000006"])
+
+    async def test():
+        async with watching(run) as engine:
+            engine.broken.add("step-00000008")
+            add_checkpoint(run, 8, "latest", "best")
+            await until(lambda: len(engine.swaps) >= 2)
+            engine.broken.clear()
+            await until(lambda: engine.checkpoint.name == "step-00000008")
+
+    asyncio.run(test())
 
 
 def test_serve_goes_over_to_a_new_best_and_drops_nobody(tmp_path):

@@ -21,7 +21,7 @@ _LAST_CUT = re.compile(r".*\S(?=[ \t\n\r])", re.DOTALL)
 
 def kind(name: str) -> str:
     """How a file is read, by its name: "text", "jsonl" or "parquet"."""
-    suffix = Path(name.removesuffix(".gz")).suffix
+    suffix = Path(name.lower().removesuffix(".gz")).suffix
     return suffix[1:] if suffix in (".jsonl", ".parquet") else "text"
 
 
@@ -46,17 +46,21 @@ def pieces(file: BinaryIO, name: str) -> Iterator[tuple[bool, str]]:
 
 def cut(blocks: Iterable[str]) -> Iterator[str]:
     """Yield a document again in pieces that give the same tokens, at least one."""
-    rest = ""
+    rest, searched = "", 0  # in what was searched there is no place to cut
     for block in blocks:
         rest += block
-        if len(rest) >= PIECE_CHARS and (match := _LAST_CUT.match(rest)):
+        if len(rest) < PIECE_CHARS:
+            continue
+        if match := _LAST_CUT.match(rest, searched):
             yield rest[: match.end()]
-            rest = rest[match.end() :]
+            rest, searched = rest[match.end() :], 0
+        else:
+            searched = len(rest) - 1  # the last character may be one, if a space follows
     yield rest
 
 
 def _documents(file: BinaryIO, name: str) -> Iterator[Iterable[str]]:
-    stream = gzip.GzipFile(fileobj=file) if name.endswith(".gz") else file
+    stream = gzip.GzipFile(fileobj=file) if name.lower().endswith(".gz") else file
     match kind(name):
         case "parquet":
             yield from map(_blocks, _parquet(file, name))
@@ -71,7 +75,7 @@ def _blocks(text: str) -> Iterable[str]:
 
 
 def _decoded(stream: BinaryIO, name: str) -> Iterator[str]:
-    decoder = codecs.getincrementaldecoder("utf-8")()
+    decoder = codecs.getincrementaldecoder("utf-8-sig")()  # a byte order mark is no text
     read, block = 0, None
     while block != b"":
         block = stream.read(PIECE_CHARS)
@@ -89,8 +93,8 @@ def _json_lines(stream: BinaryIO, name: str) -> Iterator[str]:
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
-        except ValueError as error:
+            record = json.loads(line.removeprefix(codecs.BOM_UTF8))
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{name}, line {number} is not JSON: {error}") from None
         text = record.get(FIELD) if isinstance(record, dict) else None
         if not isinstance(text, str):

@@ -211,7 +211,7 @@ def _read_index(folder: Path) -> dict:
         for shard, digest in zip(index["shards"], digests):
             if digest != shard["sha256"]:
                 raise ValueError(f"{shard['file']} is damaged")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} is no list of token shards: {error}") from None
     return index
 

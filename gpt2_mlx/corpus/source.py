@@ -2,6 +2,7 @@
 
 import hashlib
 import http.client
+import re
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,13 +39,13 @@ def find(data: str) -> Source:
     if data and path.is_dir():
         if (path / shards.INDEX).exists():
             return Source(path.resolve().name, (path,))
-        files = tuple(sorted(file for file in path.rglob("*") if file.name.endswith(SUFFIXES)))
+        files = tuple(sorted(file for file in path.rglob("*") if file.name.lower().endswith(SUFFIXES)))
         if not files:
             raise ValueError(f"--data is the folder {data}, which holds no file in {' '.join(SUFFIXES)}")
         return Source(path.resolve().name, files)
     if path.is_file():
         whole = path.resolve()  # many a text is called input.txt: then its folder tells what it is
-        stem = Path(whole.name.removesuffix(".gz")).stem
+        stem = Path(re.sub(r"\.gz$", "", whole.name, flags=re.IGNORECASE)).stem
         return Source(whole.parent.name if stem == "input" else stem, (path,))
     raise ValueError(
         f"--data is {data!r}, which is no file or folder; allowed: tinyshakespeare, shakespeare, a text file,"

@@ -13,6 +13,7 @@ from .params import SamplingParams
 from .scheduler import Sequence
 
 FEW, MANY = 64, 1024  # this many of the likeliest tokens are looked at first, which is enough for nearly all rows
+TINY = 2.0**-126  # a temperature below it is 0 in float32
 GROUP = 32  # the likeliest tokens are looked for in the groups that hold the largest logits
 
 
@@ -63,7 +64,7 @@ def sample(logits: mx.array, sequences: list[Sequence], draws: list[float]) -> m
     tokens = mx.argmax(logits, axis=-1).astype(mx.int32)
     rows_by_way: dict[tuple, list[int]] = {}
     for row, sequence in enumerate(sequences):
-        if sequence.params.temperature > 0:
+        if sequence.params.temperature >= TINY:
             rows_by_way.setdefault(_way(sequence.params, logits.shape[-1]), []).append(row)
     for (way, *n), rows in rows_by_way.items():
         drawn = way(logits[mx.array(rows)], [sequences[i].params for i in rows], [draws[i] for i in rows], *n)
@@ -93,29 +94,43 @@ def _from_top_p(logits: mx.array, params: list[SamplingParams], draws: list[floa
     ids, e = _likeliest(logits, params, n)  # (B, n)
     every = _relative(logits, mx.max(logits, axis=-1, keepdims=True), _column(params, "temperature"))
     total = mx.sum(every, axis=-1, keepdims=True)
+    drawn = _draw(ids, e, total, params, draws)
     is_enough = mx.sum(e, axis=-1, keepdims=True) >= _column(params, "top_p") * total
-    if ids.shape[-1] < logits.shape[-1] and not mx.all(is_enough).item():
-        return _from_top_p(logits, params, draws, logits.shape[-1])  # draws the same where it was enough
-    return _draw(ids, e, total, params, draws)
+    if n < logits.shape[-1] and not mx.all(is_enough).item():
+        rows = [i for i, (enough,) in enumerate(is_enough.tolist()) if not enough]
+        own = logits[mx.array(rows)], [params[i] for i in rows], [draws[i] for i in rows]
+        drawn[mx.array(rows)] = _from_top_p(*own, logits.shape[-1])
+    return drawn
 
 
 def _likeliest(logits: mx.array, params: list[SamplingParams], n: int) -> tuple[mx.array, mx.array]:
-    """The n likeliest tokens of each row (B, V), falling, and their probabilities over the likeliest one's: (B, n)."""
+    """The n likeliest tokens of each row (B, V), falling, and their probabilities over the likeliest one's: (B, n).
+
+    Of equally likely tokens the one with the smaller id comes first, whatever n is.
+    """
     B, V = logits.shape
-    ids, values = mx.arange(V)[None], logits
-    if n * GROUP < V:  # they lie in the n groups with the largest maxima: a sixth of the time
+    ids, values = mx.broadcast_to(mx.arange(V), (B, V)), logits
+    if n * GROUP < V:  # they lie in the first n groups, by their largest logit: a sixth of the time
         groups = mx.pad(logits, [(0, 0), (0, -V % GROUP)], constant_values=-mx.inf).reshape(B, -1, GROUP)
-        best = mx.argpartition(-mx.max(groups, axis=-1), n - 1, axis=-1)[:, :n]  # (B, n)
+        peaks = mx.max(groups, axis=-1)  # (B, V / GROUP)
+        best = mx.argpartition(_order(peaks, mx.arange(peaks.shape[-1])), n - 1, axis=-1)[:, :n]  # (B, n)
         ids = (best[..., None] * GROUP + mx.arange(GROUP)).reshape(B, -1)  # (B, n * GROUP)
         values = groups[mx.arange(B)[:, None], best].reshape(B, -1)
+    order = _order(values, ids)
     if n < V:
-        few = mx.argpartition(-values, n - 1, axis=-1)[:, :n]
-        ids = mx.take_along_axis(mx.broadcast_to(ids, values.shape), few, axis=-1)
-        values = mx.take_along_axis(values, few, axis=-1)
-    order = mx.argsort(-values, axis=-1)
-    values = mx.take_along_axis(values, order, axis=-1)
-    ids = mx.take_along_axis(mx.broadcast_to(ids, values.shape), order, axis=-1)
+        few = mx.argpartition(order, n - 1, axis=-1)[:, :n]
+        ids, values, order = (mx.take_along_axis(a, few, axis=-1) for a in (ids, values, order))
+    places = mx.argsort(order, axis=-1)
+    ids, values = mx.take_along_axis(ids, places, axis=-1), mx.take_along_axis(values, places, axis=-1)
     return ids, _relative(values, values[:, :1], _column(params, "temperature"))
+
+
+@mx.compile
+def _order(values: mx.array, ids: mx.array) -> mx.array:
+    """Whole numbers that are all different and rise as float32 values fall; of equal values, as their ids rise."""
+    bits = values.view(mx.int32)
+    rising = mx.where(bits < 0, bits ^ 0x7FFFFFFF, bits)  # in the order of the floats
+    return ids.astype(mx.int64) - rising.astype(mx.int64) * 2**24
 
 
 def _draw(ids: mx.array, e: mx.array, total: mx.array, params: list[SamplingParams], draws: list[float]) -> mx.array:
@@ -134,9 +149,9 @@ def _relative(logits: mx.array, peak: mx.array, temperature: mx.array) -> mx.arr
 
 def _pick(p: mx.array, draws: list[float]) -> mx.array:
     """The column of each row of weights p (B, n) at which the row's share of the total is passed: (B, 1)."""
-    cumulated = mx.cumsum(p, axis=-1)
-    target = mx.array(draws)[:, None] * cumulated[:, -1:]
-    # the least column whose sum is past the target has a weight of its own: never one that was dropped
+    # A column without a weight is never picked: on a GPU a sum over it may be larger than the one before.
+    cumulated = mx.where(p > 0, mx.cumsum(p, axis=-1), 0)
+    target = mx.array(draws)[:, None] * mx.max(cumulated, axis=-1, keepdims=True)
     return mx.argmax(cumulated > target, axis=-1, keepdims=True)
 
 

@@ -43,9 +43,7 @@ class ServedRun:
 
     def checkpoints(self) -> dict[str, Path]:
         """The folders of the checkpoints that requests may name, by name, the oldest first."""
-        steps = [
-            folder.resolve() for folder in sorted(self._folder.glob("step-*")) if (folder / "config.json").is_file()
-        ]
+        steps = [path.resolve() for path in checkpoint.all_of(self._folder) if (path / "config.json").is_file()]
         if not self._log.is_file() or not steps:
             steps = [self._first]  # it is no run, or it was moved away
         return {folder.name: folder for folder in steps}

@@ -54,7 +54,7 @@ def read(path: Path) -> list[Item]:
             continue
         try:
             items.append(_item(json.loads(line)))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path}, line {number}: {error}") from None
     if not items:
         raise ValueError(f"{path} has no items")

@@ -25,6 +25,7 @@ class Report:
     """
 
     def __init__(self, run: Path, step: int, config: TrainConfig):
+        self._problem: str | None = None  # with the log
         self._log = run / "metrics.jsonl" if ranks.is_first() else Path(os.devnull)
         self._max_steps, self._log_interval = config.max_steps, config.log_interval
         self._tokens_per_step = config.grad_accum_steps * config.batch_size * config.block_size
@@ -38,7 +39,7 @@ class Report:
         self._bar.update()
         step, scale = progress.step, progress.loss_scale
         if not taken:
-            metrics.write(self._log, "skip", step, loss=loss, grad_norm=grad_norm, loss_scale=scale)
+            self._write("skip", step, loss=loss, grad_norm=grad_norm, loss_scale=scale)
             self.say(f"step {step}: skipped, its gradients are not finite (loss {loss}, loss scale now {scale:g})")
         if step == 1 or step % self._log_interval == 0 or step == self._max_steps:
             self._train_event(step, lr, grad_norm, progress.elapsed_s)
@@ -48,7 +49,7 @@ class Report:
         speed = self._tokens_per_step / seconds
         numbers = {"loss": loss, "lr": lr, "grad_norm": grad_norm, "elapsed_s": round(elapsed_s, 3)}
         memory = round(device.peak_memory_gb(), 3)
-        metrics.write(self._log, "train", step, **numbers, tokens_per_s=round(speed, 1), peak_memory_gb=memory)
+        self._write("train", step, **numbers, tokens_per_s=round(speed, 1), peak_memory_gb=memory)
         self._bar.set_postfix_str(f"loss {loss:.3f}, {speed:,.0f} tokens/s")
         if self._bar.disable:
             left = tqdm.format_interval((self._max_steps - step) * seconds)
@@ -59,20 +60,26 @@ class Report:
         self._steps, self._seconds, self._loss = 0, 0.0, 0.0
 
     def validation(self, step: int, loss: float, is_best: bool) -> None:
-        metrics.write(self._log, "eval", step, val_loss=loss)
+        self._write("eval", step, val_loss=loss)
         self.say(f"step {step:>6}: val loss {loss:.4f}{' (best so far)' if is_best else ''}")
 
     def test(self, step: int, loss: float) -> None:
         """`step` is the one whose weights were tested."""
-        metrics.write(self._log, "test", step, loss=loss, perplexity=perplexity(loss))
+        self._write("test", step, loss=loss, perplexity=perplexity(loss))
         self.say(f"test loss {loss:.4f}, perplexity {perplexity(loss):.1f} (weights of step {step})")
 
     def sample(self, step: int, prompt: str, text: str) -> None:
-        metrics.write(self._log, "sample", step, prompt=prompt, text=text)
+        self._write("sample", step, prompt=prompt, text=text)
         self.say(f"--- sample at step {step}\n{text}\n---")
 
     def end(self, step: int, reason: str, elapsed: float) -> None:
-        metrics.write(self._log, "end", step, reason=reason, elapsed_s=round(elapsed, 3))
+        self._write("end", step, reason=reason, elapsed_s=round(elapsed, 3))
+
+    def _write(self, event: str, step: int, **fields) -> None:
+        problem = metrics.write(self._log, event, step, **fields)
+        if problem and problem != self._problem:
+            self.say(f"NOTE: {problem}; the training goes on")
+        self._problem = problem
 
     def say(self, line: str) -> None:
         """Print a line above the bar."""

@@ -28,18 +28,25 @@ def opened(settled: Settled) -> Iterator[Trainer]:
         ValueError: the folder holds a run and --resume is not given, or what it holds does not fit.
     """
     config, source, run, init = settled.config, settled.source, settled.run, settled.init
-    resuming = ranks.ask_first((run / "latest").exists)
+    saved = checkpoint.to_resume(run) if ranks.is_first() else None
+    resuming = ranks.ask_first(lambda: saved is not None)
     if resuming and not config.resume:
         raise ValueError(f"{run} holds a run already: go on with --resume, or choose another folder with --out")
     dataset = ranks.in_turn(lambda: TokenDataset.open(source))
     dataset.check_length(config.block_size)
     if ranks.ask_first(lambda: _text_key(run) if resuming else dataset.key) != dataset.key:  # the first process's text
         raise ValueError(f"{', '.join(map(str, source.files))} is not the text that {run} began to learn from")
-    model = _model(config, init, run / "latest" if resuming else init)
+    model = _model(config, init, saved or init)
     with _claimed(run) if ranks.is_first() else nullcontext():
         trainer = Trainer(config, step.build(config, model), dataset, run)
-        if resuming and ranks.is_first():
-            trainer.restore((run / "latest").resolve())
+        if saved:
+            if saved != checkpoint.linked(run, "latest"):
+                print(f"NOTE: {run / 'latest'} leads to no whole checkpoint: going on from {saved.name}")
+                checkpoint.mark(run, "latest", saved)
+            trainer.restore(saved.resolve())
+            best = run / checkpoint.name_of(trainer.progress.best_step or 0)
+            if best.is_dir() and checkpoint.linked(run, "best").resolve() != best.resolve():
+                checkpoint.mark(run, "best", best)  # lost with a copy that left the links out
         trainer.share()
         done = trainer.progress.step
         if done > config.max_steps:

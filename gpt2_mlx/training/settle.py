@@ -70,7 +70,7 @@ def _saved_settings(run: Path) -> TrainConfig | None:
 
 def _find_init(flags: TrainConfig, run: Path) -> tuple[Path | None, GPT2Config | None]:
     """The weights to begin with, which only the first process reads, and their shape; None where there are none."""
-    begins_here = ranks.is_first() and flags.fine_tunes and not (run / "latest").exists()
+    begins_here = ranks.is_first() and flags.fine_tunes and not checkpoint.to_resume(run)
     init = pretrained.find(flags.init_from) if begins_here else None
     shape = ranks.ask_first(lambda: dataclasses.asdict(checkpoint.read_config(init)) if init else None)
     return init, GPT2Config(**shape) if shape else None

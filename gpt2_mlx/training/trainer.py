@@ -113,7 +113,7 @@ class Trainer:
         best, last = self.progress.best_step, self.progress.step
         step = last if best is None else best  # none is best where no loss was finite
         if ranks.is_first():
-            checkpoint.load_weights(self.run / f"step-{step:08d}", self.model)
+            checkpoint.load_weights(self.run / checkpoint.name_of(step), self.model)
         self.model.update(ranks.share(self.model.parameters()))
         self._report.test(step, self.evaluate("test"))
         for i in range(FINAL_SAMPLES):
@@ -141,15 +141,15 @@ class Trainer:
         self._saved_step = progress.step
         if not ranks.is_first():
             return
-        folder, log = self.run / f"step-{progress.step:08d}", self.run / "metrics.jsonl"
+        folder, log = self.run / checkpoint.name_of(progress.step), self.run / "metrics.jsonl"
         state = {"seed": self.config.seed, **dataclasses.asdict(progress)}
         checkpoint.save(folder, self.model, self.optimizer.state, state)
         if progress.best_step == progress.step:
             checkpoint.mark(self.run, "best", folder)
         checkpoint.mark(self.run, "latest", folder)
         checkpoint.prune(self.run, self.config.keep)
-        metrics.write(log, "save", progress.step, path=folder.name)
-        sync(log)
+        if not metrics.write(log, "save", progress.step, path=folder.name):
+            sync(log)
 
     def restore(self, folder: Path) -> None:
         """Go back to the state that `save` wrote."""
