@@ -1,6 +1,6 @@
-"""A run's metrics.jsonl: one JSON object a line, each with "event" and "step". The only owner of that format.
+"""A run's metrics.jsonl: one JSON object per line, each with "event" and "step". Only this module knows the format.
 
-Events: start resume train eval sample save skip test end; docs/run-folder.md says what each holds.
+Events: start resume train eval sample save skip test end; README.md says what each holds.
 """
 
 import json
@@ -11,21 +11,20 @@ from .files import finite, new_file
 
 
 def write(log: Path, event: str, step: int, /, **fields) -> None:
-    """Append one event, a whole line; a number that JSON cannot say (nan, inf) is written as null."""
+    """Append one event as a line; a number that JSON cannot hold (nan, inf) is written as null."""
     fields = {name: finite(value) for name, value in fields.items()}
     with log.open("a", encoding="utf-8") as file:
         file.write(json.dumps({"event": event, "step": step, **fields}, ensure_ascii=False) + "\n")
 
 
 def read(path: Path) -> list[dict]:
-    """All events of a file, in order; a last line that a kill cut short is left out.
+    """All events of a file, in order, without a last line that was not written to its end.
 
-    Raises:
-        ValueError: a line before the last is not a JSON object with "event" and "step".
+    Raises a ValueError where another line is not a JSON object with "event" and "step".
     """
     events = []
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    for number, line in enumerate(lines[:-1], 1):  # what follows the last newline is empty or torn
+    for number, line in enumerate(lines[:-1], 1):  # what follows the last newline is empty or not whole
         try:
             event = json.loads(line)
             events.append({"event": event["event"], "step": event["step"], **event})
@@ -35,7 +34,7 @@ def read(path: Path) -> list[dict]:
 
 
 def rewind(path: Path, step: int) -> list[dict]:
-    """Drop what a run wrote after `step`, so that it can be written again; returns the events that stay."""
+    """Drop the events after `step`, since a resumed run writes them again; returns the events that stay."""
     if not path.exists():
         return []
     events = takewhile(lambda e: e["event"] != "test", read(path))  # the test and its samples come last
