@@ -169,8 +169,9 @@ def _read_tensors(folder: Path) -> dict[str, mx.array]:
         return _read_arrays(whole)
     if not index.exists():
         raise ValueError(
-            f"{folder} has no model.safetensors; pickles (.bin, .pt) are not opened, since they may run any code. One"
-            " you trust: transformers.AutoModelForCausalLM.from_pretrained(MODEL).save_pretrained(FOLDER) converts it"
+            f"{folder} has no model.safetensors; pickles (.bin, .pt) are not opened, since they may run any code. To"
+            " convert one that you trust:"
+            " transformers.AutoModelForCausalLM.from_pretrained(MODEL).save_pretrained(FOLDER)"
         )
     files = read_json(index).get("weight_map")
     if not isinstance(files, dict) or not all(isinstance(f, str) and Path(f).name == f for f in files.values()):
