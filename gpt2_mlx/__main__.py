@@ -9,7 +9,7 @@ from . import __version__, cli
 COMMANDS = {
     "train": "train a GPT-2 on a text",
     "plot": "draw the loss curves of runs",
-    "generate": "go on with a text in the terminal",
+    "generate": "continue a text in the terminal",
     "serve": "serve a checkpoint over HTTP",
     "evaluate": "score a model on a text, or on HellaSwag",
     "convert": "write a model as a checkpoint folder of another type",

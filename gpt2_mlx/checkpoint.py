@@ -1,4 +1,4 @@
-"""Save and load a checkpoint folder: config.json and model.safetensors, and beside them what only training needs."""
+"""Save and load a checkpoint folder: config.json, model.safetensors, and the state that only training needs."""
 
 import re
 import shutil
@@ -20,13 +20,10 @@ _NAME = re.compile(r"step-(\d{8,})")
 
 
 def save(folder: Path, model: GPT2, optimizer_state: dict | None = None, state: dict | None = None) -> None:
-    """Write a checkpoint folder; it appears whole, under its final name, or not at all.
+    """Write a checkpoint folder; it appears whole or not at all.
 
-    Args:
-        folder: where to.
-        model: its parameters are stored in their own dtype.
-        optimizer_state: a tree of arrays, stored as optimizer.safetensors.
-        state: what else a resumed run needs, stored as state.json.
+    The model's parameters keep their dtype. Only training gives `optimizer_state`, a tree of arrays stored as
+    optimizer.safetensors, and `state`, stored as state.json.
     """
     with new_folder(folder) as aside:
         _write_arrays(aside / "model.safetensors", layout.tensors(model))
@@ -49,13 +46,13 @@ def load(folder: Path, dtype: str | None = "float32", quantize: int | None = Non
     """The model of a checkpoint folder, its weights evaluated.
 
     Args:
-        folder: where config.json is, and model.safetensors or its shards and their index.
-        dtype: one of `DTYPES`; None: as it is stored.
-        quantize: 8 or 4 bits a weight.
+        folder: it holds config.json, and model.safetensors or several weight files and their index.
+        dtype: one of `DTYPES`; None keeps the stored one.
+        quantize: 8 or 4 bits per weight; None rounds nothing.
 
     Raises:
-        ValueError: a file is missing or broken, the tensors are not exactly those of the configuration, or hold values
-            that are not finite; the message names them.
+        ValueError: a file is missing or broken, the tensors are not exactly those of the configuration, or some hold
+            values that are not finite; the message names the file or the tensors.
     """
     parts = loading(folder, dtype, quantize)
     while True:
@@ -72,7 +69,7 @@ def loading(folder: Path, dtype: str | None, quantize: int | None) -> Generator[
     config, stored = read_config(folder), _read_tensors(folder)
     with _named(folder / "config.json"):
         quantization = layout.read_quantization(read_json(folder / "config.json"))
-        if config.n_layer > len(stored):  # before so many layers are made
+        if config.n_layer > len(stored):  # a wrong number must not make a huge model first
             raise ValueError(f"n_layer is {config.n_layer}, but there are {len(stored)} tensors")
         model = GPT2(config)
         if quantization:
@@ -98,10 +95,10 @@ def size(folder: Path, dtype: str) -> int:
 
 
 def load_weights(folder: Path, model: GPT2) -> None:
-    """Put a checkpoint's weights into a model of the same shape, to lie in memory as new ones do. Raises as `load`.
+    """Put a checkpoint's weights into a model of the same shape, in the memory layout of new weights. Raises as `load`.
 
-    `load` leaves them as they lie in the file, (in, out), which is quicker; but in what order a product is summed may
-    follow from how its matrix lies, and a resumed run is to have the bits of the one that was not stopped.
+    `load` keeps the layout of the file, (in, out), which is faster. But the order in which a product is summed may
+    depend on the layout, and a resumed run must have the same bits as a run that was never stopped.
     """
     for _ in _filling(model, folder, _read_tensors(folder)):
         pass
@@ -109,7 +106,7 @@ def load_weights(folder: Path, model: GPT2) -> None:
 
 
 def load_training(folder: Path, optimizer_state: dict) -> tuple[dict, dict]:
-    """The optimizer's state, a tree like `optimizer_state`, and the content of state.json. Raises as `load`."""
+    """The saved optimizer state, a tree like `optimizer_state`, and the content of state.json. Raises as `load`."""
     path = folder / "optimizer.safetensors"
     arrays = _read_arrays(path)
     with _named(path):
@@ -119,10 +116,9 @@ def load_training(folder: Path, optimizer_state: dict) -> tuple[dict, dict]:
 
 
 def resolve(path: Path) -> Path:
-    """The checkpoint folder behind a path: the folder itself, or of a run its best or else its latest one.
+    """The checkpoint folder that a path means: the folder itself, or the best, else the latest checkpoint of a run.
 
-    Raises:
-        ValueError: there is none.
+    Raises a ValueError where there is none.
     """
     for folder in (path, linked(path, "best"), linked(path, "latest")):
         if (folder / "config.json").is_file():
@@ -131,7 +127,7 @@ def resolve(path: Path) -> Path:
 
 
 def step(name: str) -> int | None:
-    """The step in the name of a run's checkpoint, "step-00000300"; None for other names."""
+    """The step in a checkpoint's name: 300 for "step-00000300", None for other names."""
     match = _NAME.fullmatch(name)
     return int(match[1]) if match else None
 
@@ -164,10 +160,9 @@ def _is_whole(folder: Path) -> bool:
 
 
 def newest_run(folder: Path, file: str = "latest/config.json") -> Path:
-    """The run below a folder whose `file` is the newest; by default the one that saved a checkpoint last.
+    """The run in a folder whose `file` is the newest; by default the run that saved a checkpoint last.
 
-    Raises:
-        ValueError: there is none.
+    Raises a ValueError where there is none.
     """
     runs = [run for run in folder.glob("*") if (run / file).is_file()]
     if not runs:
@@ -176,7 +171,7 @@ def newest_run(folder: Path, file: str = "latest/config.json") -> Path:
 
 
 def prune(run: Path, keep: int) -> None:
-    """Delete a run's checkpoints but the newest `keep` and those that `latest` and `best` point to."""
+    """Delete a run's checkpoints, except the newest `keep` and those that `latest` and `best` point to."""
     kept = {linked(run, name).resolve().name for name in ("latest", "best")}
     for folder in all_of(run)[:-keep]:
         if folder.name not in kept:
@@ -189,7 +184,7 @@ def mark(run: Path, name: str, folder: Path) -> None:
 
 
 def read_config(folder: Path) -> GPT2Config:
-    """The GPT2Config behind a folder's config.json. Raises a ValueError that names a missing or impossible field."""
+    """The architecture in a folder's config.json. Raises a ValueError that names a missing or impossible field."""
     path = folder / "config.json"
     fields = read_json(path)
     with _named(path):
@@ -211,7 +206,7 @@ def _filling(model: GPT2, folder: Path, stored: dict[str, mx.array]) -> Iterator
 
 @contextmanager
 def _named(path: Path, problem: str = "") -> Iterator[None]:
-    """Name the file that an error is about. MLX raises RuntimeErrors, some only when it evaluates what it has read."""
+    """Add to an error the path that it is about. MLX raises RuntimeErrors, some of them only when it evaluates."""
     try:
         yield
     except (ValueError, RuntimeError) as error:
@@ -219,25 +214,25 @@ def _named(path: Path, problem: str = "") -> Iterator[None]:
 
 
 def _read_tensors(folder: Path) -> dict[str, mx.array]:
-    """The tensors of model.safetensors, or else those of all the shards that its index lists."""
+    """The tensors of model.safetensors, or of all the weight files that an index lists."""
     whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if whole.exists():
         return _read_arrays(whole)
     if not index.exists():
         raise ValueError(
-            f"{folder} has no model.safetensors; pickles (.bin, .pt) are not opened, since they may run any code: what"
-            " you trust, transformers.AutoModelForCausalLM.from_pretrained(MODEL).save_pretrained(FOLDER) makes"
-            " safetensors of"
+            f"{folder} has no model.safetensors; pickles (.bin, .pt) are not opened, since they may run any code. To"
+            " convert one that you trust:"
+            " transformers.AutoModelForCausalLM.from_pretrained(MODEL).save_pretrained(FOLDER)"
         )
     files = read_json(index).get("weight_map")
     if not isinstance(files, dict) or not all(isinstance(f, str) and Path(f).name == f for f in files.values()):
         raise ValueError(f"{index}: weight_map must map names to files beside it")
     stored: dict[str, mx.array] = {}
     for file in sorted(set(files.values())):
-        shard = _read_arrays(folder / file)
+        arrays = _read_arrays(folder / file)
         with _named(folder / file):
-            layout.refuse([f"{name} is in another shard too" for name in shard.keys() & stored.keys()])
-        stored |= shard
+            layout.refuse([f"{name} is in another file too" for name in arrays.keys() & stored.keys()])
+        stored |= arrays
     return stored
 
 

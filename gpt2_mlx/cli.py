@@ -1,4 +1,4 @@
-"""What the doors share: flags made from a dataclass, an outsider's mistake told in one line."""
+"""What all commands share: flags made from a dataclass, and a user's mistake shown in one line."""
 
 import contextlib
 import io
@@ -16,9 +16,9 @@ Settings = TypeVar("Settings")
 
 
 def parse(settings: type[Settings], default: Settings | None = None) -> Settings:
-    """The settings that the command line gives; a field's docstring is its help.
+    """The settings that the command line gives; the docstring of a field is the help of its flag.
 
-    Exits with status 2 and one line on stderr for a flag or a value that is not allowed.
+    Ends the program as `fail` where a flag or a value is not allowed.
     """
     messages = io.StringIO()
     try:
@@ -43,16 +43,16 @@ def command(word: str) -> str:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Call `main`; a ValueError or a missing file ends the program with status 2 and one line.
+    """Call `main`; a ValueError or an OSError ends the program as `fail` does.
 
-    Ctrl-C ends it with 130, SIGTERM with 143 and a pipe that nobody reads with 141, unless `main` handles them itself.
+    Ctrl-C ends it with status 130, SIGTERM with 143 and a closed pipe with 141, unless `main` handles them itself.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         main()
     except KeyboardInterrupt:
         raise SystemExit(128 + signal.SIGINT) from None
-    except BrokenPipeError:  # `| head`: what is left to write goes nowhere
+    except BrokenPipeError:  # the reader is gone, as after `| head`: what is left to write is discarded
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(128 + 13) from None
     except ValueError as error:
@@ -62,13 +62,13 @@ def run(main: Callable[[], None]) -> None:
 
 
 def fail(message: str) -> None:
-    """End the program with status 2, which stands for a mistake that the user can correct, and with one line."""
+    """End the program with status 2, which means a mistake that the user can correct, and one line on stderr."""
     print(f"{program()}: error: {message}", file=sys.stderr)
     raise SystemExit(2)
 
 
 def _one_line(panel: str) -> str:
-    """tyro's panel without its frame, up to the first rule that divides it."""
-    body = panel.split("\n", 1)[-1]  # the first line is the frame with the title
+    """The text of tyro's error panel without the frame, up to the first dividing line."""
+    body = panel.split("\n", 1)[-1]  # the first line is the top of the frame, with the title
     body = re.split(r"│ ─+ │|╰", body)[0]
     return " ".join(body.replace("│", " ").split())

@@ -5,18 +5,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class GPT2Config:
-    """The architecture of a GPT-2, frozen and checked at birth.
+    """The architecture of a GPT-2. Raises a ValueError where a field is out of range."""
 
-    Raises:
-        ValueError: a field is out of range; the message shows the value and what is allowed.
-    """
-
-    block_size: int = 1024  # the most positions the model can attend to, in tokens
+    block_size: int = 1024  # the largest number of tokens that the model can attend to
     vocab_size: int = 50257  # 50,000 merges, 256 bytes, <|endoftext|>
     n_layer: int = 12
     n_head: int = 12
     n_embd: int = 768
-    dropout: float = 0.0  # probability; used only where a key for it is given
+    dropout: float = 0.0  # probability; used only where the model is called with a key
 
     def __post_init__(self):
         for name in ("block_size", "vocab_size", "n_layer", "n_head", "n_embd"):
@@ -34,13 +30,13 @@ class GPT2Config:
 
     @property
     def n_params(self) -> int:
-        """How many numbers a model of this shape holds; the tied head counts once."""
+        """The number of parameters; the tied head counts once."""
         embeddings, final_norm = (self.vocab_size + self.block_size) * self.n_embd, 2 * self.n_embd
         return embeddings + self.n_layer * (12 * self.n_embd**2 + 13 * self.n_embd) + final_norm
 
 
-# tiny learns on a laptop's CPU in minutes, baby is nanoGPT's size for Shakespeare; the rest are table 2 of
-# Radford et al. 2019, with the sizes of the weights that OpenAI published.
+# tiny trains on a laptop's CPU in minutes; baby has the size that nanoGPT uses for Shakespeare; the others are those of
+# table 2 of Radford et al. 2019, with the sizes of the weights that OpenAI published.
 PRESETS = {
     "tiny": GPT2Config(block_size=128, n_layer=4, n_head=4, n_embd=128),
     "baby": GPT2Config(block_size=256, n_layer=6, n_head=6, n_embd=384),

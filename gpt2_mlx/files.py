@@ -1,4 +1,4 @@
-"""Writing that is whole or not there: aside, synced, renamed; and telling whether it is still the same."""
+"""Files and folders that appear whole or not at all: written under another name, synced, renamed. JSON. Checksums."""
 
 import fcntl
 import hashlib
@@ -14,7 +14,7 @@ from typing import TextIO
 
 
 def sync(path: Path) -> None:
-    """Have the operating system put a file or a folder's listing on the disk."""
+    """Wait until a file, or the list of a folder's files, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         if hasattr(fcntl, "F_FULLFSYNC"):  # macOS: fsync alone stops at the drive's own cache
@@ -27,7 +27,7 @@ def sync(path: Path) -> None:
 
 @contextmanager
 def new_file(path: Path) -> Iterator[Path]:
-    """Yield a path to write to; when the block ends well, it takes `path`'s place at once."""
+    """Yield a path to write to; when the block ends without an error, that file takes the place of `path`."""
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield aside
@@ -40,7 +40,7 @@ def new_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """As `new_file` for a flat folder. A folder that was there before is replaced."""
+    """The same for a folder that holds only files. A folder that was there before is replaced."""
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
@@ -57,7 +57,7 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def link(path: Path, target: str) -> None:
-    """Point the symbolic link `path` to `target`, with no moment in which it is missing."""
+    """Point the symbolic link `path` to `target`; the link is never missing in between."""
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     aside.unlink(missing_ok=True)
     try:
@@ -71,7 +71,7 @@ def link(path: Path, target: str) -> None:
 
 
 def remove_folder(path: Path) -> None:
-    """Delete a folder, if it is there; it loses its name before it loses a file."""
+    """Delete a folder, if it is there. It is renamed first, so that nobody finds half of it under its name."""
     if path.exists():
         doomed = path.with_name(f".{path.name}.{os.getpid()}.old.tmp")
         path.rename(doomed)
@@ -79,10 +79,9 @@ def remove_folder(path: Path) -> None:
 
 
 def lock(folder: Path, wait: bool = False) -> TextIO:
-    """Hold a folder for this process until the returned file is closed or the process ends.
+    """Lock a folder for this process until the returned file is closed or the process ends.
 
-    Raises:
-        ValueError: another process holds it, and we do not wait for that to end.
+    Where another process has locked it: wait for that if `wait`, else raise a ValueError.
     """
     file = (folder / ".lock").open("w")
     try:
@@ -93,7 +92,7 @@ def lock(folder: Path, wait: bool = False) -> TextIO:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete what a killed process left half-written in a folder."""
+    """Delete the unfinished files and folders that a killed process left in a folder."""
     for aside in folder.glob(".*.tmp"):
         if aside.is_dir() and not aside.is_symlink():
             shutil.rmtree(aside, ignore_errors=True)
@@ -122,7 +121,7 @@ def finite(value: object) -> object:
 
 
 def sha256_of_each(paths: Iterable[Path]) -> list[str]:
-    """The SHA-256 of each file in hexadecimal digits; several are read at a time, a piece at a time."""
+    """The SHA-256 of each file in hexadecimal digits; several files are read at once, each block by block."""
     with ThreadPoolExecutor() as pool:
         return list(pool.map(_sha256, paths))
 

@@ -11,7 +11,7 @@ def shipped() -> Path:
 
 
 def data() -> Path:
-    """The folder of what is fetched or tokenized once: data/ of a checkout, else the user's cache."""
+    """The folder of texts that were fetched or tokenized: data/ of a checkout, else the user's cache."""
     if _in_checkout():
         return PACKAGE.parent / "data"
     from platformdirs import user_cache_path

@@ -1,4 +1,4 @@
-"""Keys and values of past tokens, in fixed slots: one sequence a slot. Callers know how many tokens a slot holds.
+"""Keys and values of past tokens, in fixed slots, one sequence per slot. The caller knows each slot's length in tokens.
 
 Shapes: S slots, B rows, H n_head, T new tokens, L tokens attended to, D head_dim.
 """
@@ -11,31 +11,31 @@ import numpy as np
 from . import device, elementwise
 from .config import GPT2Config
 
-BUCKET = 64  # lengths are rounded up to a multiple, so that shapes stay few
+BUCKET = 64  # lengths are rounded up to a multiple of this, so that there are few different shapes
 
 
 def bucket(length: int) -> int:
-    """The least multiple of `BUCKET` that is at least `length`, and at least one."""
+    """`length` rounded up to a multiple of `BUCKET`, at least one."""
     return max(1, -(-length // BUCKET)) * BUCKET
 
 
 class KVCache:
     """The cache of a model: `n_slots` sequences of up to `block_size` tokens.
 
-    A token takes 2 x n_layer x n_embd numbers: 74 kB for 124M in float32. There is room for the largest number of slots
-    and tokens that was needed at once so far, each rounded up to a power of two: what nobody uses takes no memory and
-    no time.
+    A token takes 2 x n_layer x n_embd numbers: 74 kB for 124M in float32. The arrays have room for the largest numbers
+    of slots and of tokens that were needed so far, each rounded up to a power of two, so that unused room takes little
+    memory and no time.
     """
 
     def __init__(self, config: GPT2Config, n_slots: int, dtype: mx.Dtype = mx.float32):
         self.block_size, self.n_slots = config.block_size, n_slots
-        self.capacity = BUCKET  # tokens a slot has room for
+        self.capacity = BUCKET  # tokens that each slot has room for
         shape = (1, config.n_head, self.capacity, config.head_dim)
         self.keys = [mx.zeros(shape, dtype) for _ in range(config.n_layer)]
         self.values = [mx.zeros(shape, dtype) for _ in range(config.n_layer)]
 
     def _reserve(self, n_slots: int, length: int) -> None:
-        """Make room for `length` tokens in the first `n_slots` slots, and one place more, where padding is written."""
+        """Make room for `length` tokens in the first `n_slots` slots, and for one more, where padding is written."""
         n_held, H, capacity, D = self.keys[0].shape
         while capacity <= length:
             capacity = min(2 * capacity, bucket(self.block_size + 1))
@@ -53,15 +53,14 @@ class KVCache:
     ) -> "CacheView":
         """A view for one forward pass that appends new tokens to slots.
 
-        Args:
-            slots: (S,) where to.
-            starts: (S,) how many tokens each slot holds.
-            counts: (S,) how many are new.
-            width: T; the new tokens are padded on the right to it.
-            n_rows: B, the rows of the pass; those beyond the slots mean nothing and are not remembered.
+        Raises a ValueError where a slot would hold more than block_size tokens.
 
-        Raises:
-            ValueError: a slot would hold more than block_size tokens.
+        Args:
+            slots: (S,) the slots.
+            starts: (S,) the number of tokens that each slot holds.
+            counts: (S,) the number of new tokens for each slot.
+            width: T; the new tokens are padded on the right to this length.
+            n_rows: B, the rows of the pass; rows beyond the slots are padding, and nothing is stored for them.
         """
         ends = np.array(starts, np.int32) + np.array(counts, np.int32)
         if ends.max() > self.block_size:
@@ -70,7 +69,7 @@ class KVCache:
         return CacheView(self, slots, np.array(starts, np.int32), ends, width, n_rows or len(slots))
 
     def copy(self, source: int, target: int, length: int) -> None:
-        """Have a slot begin with the first `length` tokens of another."""
+        """Copy the first `length` tokens of slot `source` to the beginning of slot `target`."""
         self._reserve(max(source, target) + 1, length)
         for arrays in (self.keys, self.values):
             for array in arrays:
@@ -96,11 +95,11 @@ class KVCache:
 
 
 class CacheView:
-    """What one forward pass sees of a cache: its rows' positions, their past, and what may attend to what.
+    """What one forward pass needs of a cache: the positions of its tokens, and each layer's keys and values.
 
     Attributes:
-        positions: (B, T) of the new tokens; those of padding are in range and mean nothing.
-        layers: the cache of each layer, in order.
+        positions: (B, T) positions of the new tokens; padding has position 0.
+        layers: the `LayerCache` of each layer, in order.
     """
 
     def __init__(self, cache: KVCache, slots: list[int], starts: np.ndarray, ends: np.ndarray, width: int, n_rows: int):
@@ -119,21 +118,21 @@ class CacheView:
 
 @dataclass(frozen=True)
 class LayerCache:
-    """One layer's part of a view."""
+    """One layer of a view."""
 
     view: CacheView
     cache: KVCache
     layer: int
 
     def attend(self, q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.array:
-        """Append the layer's new keys and values, and attend to all of them: (B, H, T, D) each, and so the result."""
+        """Store the new keys and values, and attend to all that are stored; arguments and result are (B, H, T, D)."""
         S, n_padding = self.view.n_slots, self.view.n_padding
-        keys = self._append(self.cache.keys, k[:S])  # (S, H, L, D)
-        values = self._append(self.cache.values, v[:S])
+        keys = self._store(self.cache.keys, k[:S])  # (S, H, L, D)
+        values = self._store(self.cache.values, v[:S])
         y = _attention(q[:S], keys, values, self.view.mask, scale)
         return mx.pad(y, [(0, n_padding), (0, 0), (0, 0), (0, 0)]) if n_padding else y
 
-    def _append(self, arrays: list[mx.array], new: mx.array) -> mx.array:
+    def _store(self, arrays: list[mx.array], new: mx.array) -> mx.array:
         array, view = arrays[self.layer], self.view
         array[view.rows, :, view.write_to] = new.swapaxes(1, 2)  # (S, T, H, D)
         return array[view.slots, :, : view.length]
@@ -145,14 +144,15 @@ def _attention(q: mx.array, keys: mx.array, values: mx.array, mask: mx.array, sc
     T, L = q.shape[2], keys.shape[2]
     scores = mx.where(mask, (q * scale) @ keys.swapaxes(-1, -2), -mx.inf)  # (S, H, T, L)
     e = _masked_exp(scores, mx.max(scores, axis=-1, keepdims=True), mask)
-    # How a product sums depends on its length, and a decoded row must not feel how long the others are: so by buckets.
-    step = BUCKET if T == 1 else L
-    parts = (slice(i, i + step) for i in range(0, L, step))
-    y = sum(e[..., part] @ values[:, :, part] for part in parts) / mx.sum(e, axis=-1, keepdims=True)
+    # A product's order of summing depends on its length L, and L on the longest row. A decoded row must have the same
+    # bits whatever the other rows are, so its values are summed bucket by bucket.
+    size = BUCKET if T == 1 else L
+    buckets = (slice(i, i + size) for i in range(0, L, size))
+    y = sum(e[..., own] @ values[:, :, own] for own in buckets) / mx.sum(e, axis=-1, keepdims=True)
     return y.astype(q.dtype)
 
 
 @mx.compile
 def _masked_exp(scores: mx.array, peak: mx.array, mask: mx.array) -> mx.array:
-    """exp(scores - peak) in float32 where the mask holds, else 0: what a slot held before must not be felt."""
+    """exp(scores - peak) in float32 where the mask holds, else 0, so that what a slot held before has no effect."""
     return mx.where(mask, elementwise.exp_of_negative((scores - peak).astype(mx.float32)), 0)

@@ -1,8 +1,8 @@
 """How a GPT-2 is stored: the fields of config.json and the tensors of model.safetensors, to and from a model.
 
-Two layouts. Hugging Face's: names with or without `transformer.`, the four projections of a block stored (in, out). And
-mlx-lm's: names with `model.`, matrices stored (out, in) as MLX multiplies with them; a quantised model is stored so. In
-both the head is left out, since it is tied to `wte.weight`.
+There are two layouts. In Hugging Face's, names begin with `transformer.` or with no prefix, and the four projections of
+a block are stored (in, out). In mlx-lm's, which a quantised model has, names begin with `model.`, and all matrices are
+stored (out, in), as MLX multiplies with them. Both leave out the head, since it is tied to `wte.weight`.
 """
 
 import mlx.core as mx
@@ -12,7 +12,7 @@ from . import tokenizer
 from .config import GPT2Config
 from .model import GPT2, LAYER_NORM_EPSILON
 
-# Fields that change the mathematics, and the values that mean GPT-2's.
+# Fields that change the mathematics, and their values that mean GPT-2's.
 _ALLOWED = {
     "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
     "layer_norm_epsilon": (LAYER_NORM_EPSILON,),
@@ -25,7 +25,7 @@ _QUANTIZATIONS = {"group_size": (32, 64, 128), "bits": (2, 3, 4, 5, 6, 8), "mode
 _STORED_IN_OUT = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 _MLX_LM = "model."  # the prefix tells the layout
 _HEAD = "lm_head.weight"
-_TOLD = 5  # so many problems are named, the others counted
+_TOLD = 5  # the number of problems that an error names; it counts the others
 
 
 def config_fields(model: GPT2) -> dict:
@@ -51,16 +51,15 @@ def config_fields(model: GPT2) -> dict:
         "tie_word_embeddings": True,
         "torch_dtype": str(model.dtype).removeprefix("mlx.core."),
     }
-    if model.quantization:  # under the second name transformers sees that it cannot open this
+    if model.quantization:  # the second name tells transformers that it cannot open this
         fields |= {"quantization": model.quantization, "quantization_config": model.quantization}
     return fields
 
 
 def read_config(fields: dict) -> GPT2Config:
-    """The architecture that the content of a config.json means.
+    """The architecture that the content of a config.json describes.
 
-    Raises:
-        ValueError: a field is missing, impossible, or means another mathematics than GPT-2's.
+    Raises a ValueError where a field is missing, is impossible or changes GPT-2's mathematics.
     """
     if fields.get("model_type") != "gpt2":
         raise ValueError(f"model_type is {fields.get('model_type')!r}; it must be 'gpt2'")
@@ -68,8 +67,8 @@ def read_config(fields: dict) -> GPT2Config:
         if fields.get(name, allowed[0]) not in allowed:
             raise ValueError(f"{name} is {fields[name]!r}; this model has {allowed[0]!r}")
     try:
-        shape = {name: fields[name] for name in ("vocab_size", "n_layer", "n_head", "n_embd")}
-        config = GPT2Config(fields["n_positions"], **shape, dropout=fields.get("resid_pdrop") or 0.0)
+        shape = [fields[name] for name in ("n_positions", "vocab_size", "n_layer", "n_head", "n_embd")]
+        config = GPT2Config(*shape, dropout=fields.get("resid_pdrop") or 0.0)
     except KeyError as error:
         raise ValueError(f"it has no {error.args[0]}") from None
     if fields.get("n_inner") not in (None, 4 * config.n_embd):
@@ -78,10 +77,9 @@ def read_config(fields: dict) -> GPT2Config:
 
 
 def read_quantization(fields: dict) -> dict | None:
-    """The arguments of `nn.quantize` that the content of a config.json asks for; None where it is not quantised.
+    """The arguments of `nn.quantize` for the content of a config.json; None where the model is not quantised.
 
-    Raises:
-        ValueError: it is quantised in a way that is not supported.
+    Raises a ValueError where it is quantised in a way that is not supported.
     """
     found = fields.get("quantization")
     if found is None:
@@ -98,17 +96,14 @@ def read_quantization(fields: dict) -> dict | None:
 
 
 def tensors(model: GPT2) -> dict[str, mx.array]:
-    """What model.safetensors holds, by name: in Hugging Face's layout, or in mlx-lm's for a quantised model."""
+    """The content of model.safetensors, by name: in Hugging Face's layout, or in mlx-lm's for a quantised model."""
     return _tensors(model, _MLX_LM if model.quantization else "")
 
 
 def parameters(stored: dict[str, mx.array], model: GPT2) -> dict[str, mx.array]:
     """The parameters of a model shaped like `model`, by name, from tensors in either layout.
 
-    Causal masks, which old files hold, are left out, and so is a head that equals `wte.weight`.
-
-    Raises:
-        ValueError: tensors are missing, not expected, of another shape or kind; the message names them.
+    Causal masks, which old files hold, are left out, and so is a head that equals `wte.weight`. Raises as `check`.
     """
     prefix = next((p for p in ("transformer.", _MLX_LM) if f"{p}wte.weight" in stored), "")
     masks = {f"{prefix}h.{i}.attn.{name}" for i in range(model.config.n_layer) for name in ("bias", "masked_bias")}
@@ -118,21 +113,21 @@ def parameters(stored: dict[str, mx.array], model: GPT2) -> dict[str, mx.array]:
     head = stored.get(_HEAD)
     if head is not None and not mx.array_equal(head, wte, equal_nan=True):
         raise ValueError(f"{_HEAD} is not wte.weight, to which this model's head is tied")
-    return {name.removeprefix(prefix): _turned(name, array, prefix) for name, array in found.items()}
+    return {name.removeprefix(prefix): _transposed(name, array, prefix) for name, array in found.items()}
 
 
 def _tensors(model: GPT2, prefix: str) -> dict[str, mx.array]:
     parameters = tree_flatten(model.parameters())
-    return {prefix + name: _turned(name, array, prefix) for name, array in parameters}
+    return {prefix + name: _transposed(name, array, prefix) for name, array in parameters}
 
 
-def _turned(name: str, array: mx.array, prefix: str) -> mx.array:
-    """A matrix from (out, in) to how a layout stores it, or back."""
+def _transposed(name: str, array: mx.array, prefix: str) -> mx.array:
+    """The array, transposed where the layout stores it (in, out): from the model to the layout, or back."""
     return array.T if prefix != _MLX_LM and name.endswith(_STORED_IN_OUT) else array
 
 
 def check(found: dict[str, mx.array], expected: dict[str, mx.array]) -> None:
-    """Raise a ValueError that names the arrays that are missing, not expected, of another shape or kind."""
+    """Raise a ValueError that names the arrays that are missing, not expected, or of another shape or kind of dtype."""
     problems = [f"{name} is missing" for name in expected if name not in found]
     problems += [f"{name} is not expected" for name in sorted(found) if name not in expected]
     for name, b in expected.items():
@@ -145,7 +140,7 @@ def check(found: dict[str, mx.array], expected: dict[str, mx.array]) -> None:
 
 
 def refuse(problems: list[str]) -> None:
-    """Raise a ValueError that tells the first of the problems and counts the rest; none, no error."""
+    """Raise a ValueError that names the first problems and counts the others; nothing where there is no problem."""
     if problems:
         more = f"; and {len(problems) - _TOLD} more" if len(problems) > _TOLD else ""
         raise ValueError("; ".join(problems[:_TOLD]) + more)

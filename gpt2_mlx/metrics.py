@@ -1,4 +1,4 @@
-"""A run's metrics.jsonl: one JSON object a line, each with "event" and "step". The only owner of that format.
+"""A run's metrics.jsonl: one JSON object per line, each with "event" and "step". Only this module knows the format.
 
 Events: start resume train eval sample save skip test end; docs/run-folder.md says what each holds.
 """
@@ -30,14 +30,13 @@ def write(log: Path, event: str, step: int, /, **fields) -> str | None:
 
 
 def read(path: Path) -> list[dict]:
-    """All events of a file, in order; a last line that a kill cut short is left out.
+    """All events of a file, in order, without a last line that was not written to its end.
 
-    Raises:
-        ValueError: a line before the last is not a JSON object with "event" and "step".
+    Raises a ValueError where another line is not a JSON object with "event" and "step".
     """
     events = []
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    for number, line in enumerate(lines[:-1], 1):  # what follows the last newline is empty or torn
+    for number, line in enumerate(lines[:-1], 1):  # what follows the last newline is empty or not whole
         try:
             event = json.loads(line)
             events.append({"event": event["event"], "step": event["step"], **event})
@@ -47,7 +46,7 @@ def read(path: Path) -> list[dict]:
 
 
 def rewind(path: Path, step: int) -> list[dict]:
-    """Drop what a run wrote after `step`, so that it can be written again; returns the events that stay."""
+    """Drop the events after `step`, since a resumed run writes them again; returns the events that stay."""
     if not path.exists():
         return []
     events = takewhile(lambda e: e["event"] != "test", read(path))  # the test and its samples come last

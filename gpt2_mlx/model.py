@@ -57,7 +57,7 @@ class CausalSelfAttention(nn.Module):
 
 @mx.custom_function
 def gelu(x: mx.array) -> mx.array:
-    """The tanh form of GELU (Hendrycks & Gimpel 2016, section 2); its gradient is made from `x`, the one thing kept."""
+    """The tanh form of GELU (Hendrycks & Gimpel 2016, section 2); only `x` is kept to compute its gradient."""
     return _gelu(x)
 
 
@@ -74,7 +74,7 @@ def _gelu(x: mx.array) -> mx.array:
 @mx.compile
 def _gelu_gradient(x: mx.array, cotangent: mx.array) -> mx.array:
     tanh = elementwise.tanh(_GELU_SCALE * x * (1 + 0.044715 * x * x))
-    slope = _GELU_SCALE * (1 + 3 * 0.044715 * x * x)  # of what tanh is taken of
+    slope = _GELU_SCALE * (1 + 3 * 0.044715 * x * x)  # the derivative of tanh's argument
     return 0.5 * cotangent * (1 + tanh + x * (1 - tanh * tanh) * slope)
 
 
@@ -108,13 +108,9 @@ class Block(nn.Module):
 
 
 class GPT2(nn.Module):
-    """GPT-2 with its head tied to the token embedding.
+    """GPT-2 with its head tied to the token embedding. The initial weights follow from `seed`.
 
     The parameters carry GPT-2's own names: `wte wpe h ln_1 attn.c_attn attn.c_proj ln_2 mlp.c_fc mlp.c_proj ln_f`.
-
-    Args:
-        config: the architecture.
-        seed: what the initial weights follow from.
     """
 
     def __init__(self, config: GPT2Config, seed: int = 0):
@@ -127,7 +123,7 @@ class GPT2(nn.Module):
         self.initialise(seed)
 
     def initialise(self, seed: int) -> None:
-        """Draw all parameters anew, in float32 (Radford et al. 2018, section 4.1; 2019, section 2.3).
+        """Draw new parameters, in float32 (Radford et al. 2018, section 4.1; 2019, section 2.3).
 
         | parameter                  | distribution                    |
         |----------------------------|---------------------------------|
@@ -150,12 +146,12 @@ class GPT2(nn.Module):
 
     @property
     def n_params(self) -> int:
-        """How many numbers the model holds; the tied head counts once."""
+        """The number of parameters; the tied head counts once."""
         return sum(p.size for _, p in tree_flatten(self.parameters()))
 
     @property
     def dtype(self) -> mx.Dtype:
-        """What it computes in."""
+        """The type that the blocks compute in."""
         return self.ln_f.weight.dtype
 
     @property
@@ -166,13 +162,10 @@ class GPT2(nn.Module):
         return {"group_size": layer.group_size, "bits": layer.bits, "mode": layer.mode} if is_quantized else None
 
     def quantize(self, bits: int) -> None:
-        """Round the matrices and the tied head to `bits` a weight; positions, LayerNorms and biases stay as they are.
+        """Round the matrices and the tied head to `bits` per weight; positions, LayerNorms and biases stay as they are.
 
-        Weights share a scale and an offset in groups of 64 of a row (32 where 64 does not divide n_embd), which cost
-        another half bit a weight in float16.
-
-        Raises:
-            ValueError: the model is quantised already, or 32 does not divide n_embd.
+        Each 64 weights of a row (32 where 64 does not divide n_embd) share a scale and an offset, which add half a bit
+        per weight in float16. Raises a ValueError where the model is quantised already or 32 does not divide n_embd.
         """
         if self.quantization:
             raise ValueError(f"the model is quantised already, to {self.quantization['bits']} bits")
@@ -185,28 +178,28 @@ class GPT2(nn.Module):
         """The logits of the token that follows each position.
 
         Args:
-            tokens: (B, T) integers in [0, vocab_size); T at most block_size.
-            key: where given, dropout is on and its masks follow from this key.
+            tokens: (B, T) integers in [0, vocab_size); T is at most block_size.
+            key: where it is given, dropout is on, and its masks follow from this key.
 
         Returns:
             (B, T, vocab_size) in the model's dtype.
 
         Raises:
-            ValueError: a token or the length is out of range. Tokens are checked where their values are known;
-                inside `mx.compile` they are not.
+            ValueError: a token or the length is out of range. Inside `mx.compile`, where tokens have no values yet,
+                only the length is checked.
         """
         self._check_tokens(tokens)
         return self.wte.as_linear(self.hidden(tokens, key))
 
     def hidden(self, tokens: mx.array, key: mx.array | None = None, cache=None, recompute: bool = False) -> mx.array:
-        """As `__call__` up to the head: (B, T) -> (B, T, C) after the last LayerNorm. Token ids are not checked.
+        """What `__call__` applies the head to: (B, T) -> (B, T, C) after the last LayerNorm. Token ids are not checked.
 
-        With a cache (`KVCache.extend`) the tokens go on from what it holds, and it holds them afterwards. With
-        `recompute` a backward pass makes each block's activations anew, with the same masks, instead of keeping them
-        (Chen et al. 2016). The embeddings may be of another dtype than the rest, which decides.
+        With a cache (a view that `KVCache.extend` returns) the tokens follow those that it holds and are added to them.
+        With `recompute` the backward pass computes each block's activations again, with the same masks, instead of
+        keeping them (Chen et al. 2016). If the embeddings have another dtype than the blocks, the blocks' is used.
         """
         T = tokens.shape[1]
-        if cache is None and T > self.config.block_size:  # a cache knows its lengths and what is padding
+        if cache is None and T > self.config.block_size:  # a cache checks its lengths itself: it knows what is padding
             raise ValueError(f"{T} tokens do not fit: this model's block_size is {self.config.block_size}")
         n_layer = self.config.n_layer
         keys = [None] * (n_layer + 1) if key is None else mx.random.split(key, n_layer + 1)
@@ -215,8 +208,8 @@ class GPT2(nn.Module):
         x = (self.wte(tokens) + self.wpe(positions)).astype(self.ln_f.weight.dtype)  # (B, T, C)
         x = dropout(x, self.config.dropout, keys[-1])
         for block, block_key, layer in zip(self.h, keys, layers):
-            run = partial(block, key=block_key, cache=layer)
-            x = nn.utils.checkpoint(block, run)(x) if recompute else run(x)
+            forward = partial(block, key=block_key, cache=layer)
+            x = nn.utils.checkpoint(block, forward)(x) if recompute else forward(x)
         return self.ln_f(x)
 
     def _check_tokens(self, tokens: mx.array) -> None:

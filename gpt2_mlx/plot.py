@@ -12,15 +12,10 @@ FORMATS = (".png", ".svg", ".pdf")
 
 
 def draw(runs: list[Path], out: Path, x: str = "step") -> None:
-    """Draw the training and validation loss of runs into one figure, best step and test loss marked.
+    """Draw the training and validation loss of run folders into one figure, and mark the best step and the test loss.
 
-    Args:
-        runs: run folders.
-        out: the file; its ending decides the format: .png, .svg or .pdf.
-        x: the horizontal axis, "step", "tokens" or "time".
-
-    Raises:
-        ValueError: a folder holds no run, a run has logged nothing to draw, or the ending is another.
+    The ending of `out` decides the format: .png, .svg or .pdf. `x` is the horizontal axis: "step", "tokens" or "time".
+    Raises a ValueError where a folder is no run, a run has logged no loss, or `out` has another ending.
     """
     if out.suffix.lower() not in FORMATS:
         raise ValueError(f"--out is {out}; its name must end in one of {', '.join(FORMATS)}")
@@ -30,10 +25,9 @@ def draw(runs: list[Path], out: Path, x: str = "step") -> None:
 
 
 def svg(run: Path, ink: str, accent: str) -> bytes:
-    """The same of one run for a web page: small, transparent, text and axes in one colour and the curve in another.
+    """The figure of one run for a web page: small and transparent, text and axes in `ink`, the curve in `accent`.
 
-    Raises:
-        ValueError: as `draw`.
+    Raises as `draw`.
     """
     figure = _figure([run], "step", size=(5.2, 3.3), ink=ink, accents=(accent,))
     figure.axes[0].set_title("")
@@ -44,7 +38,7 @@ def svg(run: Path, ink: str, accent: str) -> bytes:
 
 def _figure(runs: list[Path], x: str, size: tuple[float, float], ink: str = "black", accents: tuple[str, ...] = ()):
     curves = [Curve(run, x) for run in runs]
-    from matplotlib.figure import Figure  # half a second that only drawing needs
+    from matplotlib.figure import Figure  # takes half a second, which only those who draw should wait
 
     figure = Figure(figsize=size, dpi=150, layout="constrained")
     axes = figure.add_subplot()
@@ -61,7 +55,7 @@ def _figure(runs: list[Path], x: str, size: tuple[float, float], ink: str = "bla
 
 
 class Curve:
-    """What one run logged, as the points of a figure."""
+    """The losses that one run logged, as points of a figure."""
 
     def __init__(self, run: Path, x: str):
         path = run / "metrics.jsonl"
@@ -89,7 +83,7 @@ class Curve:
             axes.set_title(self.name)
 
     def _losses(self, event: str) -> list[tuple[int, float]]:
-        """(step, loss) of the run's events of one kind."""
+        """The (step, loss) pairs of the run's events of one kind."""
         name = "val_loss" if event == "eval" else "loss"
         return [(e["step"], e[name]) for e in self._events if e["event"] == event and e[name] is not None]
 
@@ -100,6 +94,6 @@ class Curve:
     def _at(self, step: int) -> float:
         if self._x == "tokens":
             return step * self._tokens_per_step
-        if self._x == "time":  # that of the nearest step that was logged
+        if self._x == "time":  # the time of the nearest step that was logged
             return self._minutes[min(self._minutes, key=lambda known: abs(known - step))] if self._minutes else 0.0
         return step

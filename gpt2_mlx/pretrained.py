@@ -1,4 +1,4 @@
-"""Finding and loading a model: a run or a folder of this machine, or one on the Hugging Face hub, fetched once."""
+"""Find and load a model: a run or a checkpoint folder of this machine, or a model of the Hugging Face hub."""
 
 import json
 import re
@@ -13,24 +13,24 @@ from .model import GPT2
 OPENAI = {name: f"openai-community/{name}" for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")}
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _OTHER_TOKENIZERS = ("vocab.txt", "*.model")
-# Of all that a model's page holds: no pickles, and no copies of the weights for other programs.
+# The files to fetch from a hub model: no pickles, and no copies of the weights for other programs.
 _WEIGHTS = ("model.safetensors", "model-*.safetensors", "model.safetensors.index.json")
 _FILES = ["config.json", *_WEIGHTS, "vocab.json", "tokenizer.json", *_OTHER_TOKENIZERS]
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoadConfig:
-    """How a model is loaded that is not to be trained."""
+    """How to load a model that is not trained."""
 
     device: Literal["auto", "gpu", "cpu"] = "auto"
     """Where to compute; auto takes the GPU where there is one."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Type of weights, cache and computation; losses and log-probabilities are float32 always."""
+    """Type of weights, cache and computation; losses and log-probabilities are always float32."""
     quantize: Literal[8, 4] | None = None
-    """Round the matrices to 8 or 4 bits a weight: less memory, some loss of quality. Slower on Linux CPUs."""
+    """Round the matrices to 8 or 4 bits per weight: less memory, some loss of quality. Slower on Linux CPUs."""
 
     def load(self, source: str | Path) -> GPT2:
-        """The model of a `find` source, on the device. Raises ValueError as `find` and `checkpoint.load` do."""
+        """Select the device and load the model that `find` finds. Raises as `find` and `checkpoint.load`."""
         device.select(self.device)
         return checkpoint.load(find(source), self.dtype, self.quantize)
 
@@ -43,7 +43,7 @@ def find(source: str | Path) -> Path:
             gpt2-large or gpt2-xl, the weights that OpenAI published, or owner/name on the Hugging Face hub.
 
     Raises:
-        ValueError: there is none, it cannot be fetched, or its tokenizer is not GPT-2's.
+        ValueError: there is no such model, it cannot be fetched, or its tokenizer is not GPT-2's.
     """
     name, path = str(source), Path(source)
     is_hubs = name in OPENAI or (_HUB_NAME.fullmatch(name) and not path.parent.exists())
@@ -59,8 +59,8 @@ def find(source: str | Path) -> Path:
 
 
 def _fetch(name: str) -> Path:
-    """The folder of a hub model in huggingface_hub's cache, which HF_HOME moves; HF_HUB_OFFLINE=1 asks nobody."""
-    from huggingface_hub import snapshot_download  # half a second that only this needs
+    """The folder of a hub model in huggingface_hub's cache, which HF_HOME moves; HF_HUB_OFFLINE=1 forbids fetching."""
+    from huggingface_hub import snapshot_download  # takes half a second, which only those who fetch should wait
     from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 
     try:
@@ -76,7 +76,7 @@ def _fetch(name: str) -> Path:
     except LocalEntryNotFoundError as error:
         reason = str(error.__cause__ or error).splitlines()[0]
         raise ValueError(f"{name} is not in the cache, and the Hugging Face hub cannot be asked: {reason}") from None
-    except Exception as error:  # those of the network are of a class that changes with the library's version
+    except Exception as error:  # the class of a network error changes with the library's version
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ValueError(f"{name} cannot be fetched from the Hugging Face hub: {reason}") from None
 
@@ -92,7 +92,7 @@ def _is_whole(folder: Path) -> bool:
 
 
 def _check_tokenizer(folder: Path) -> None:
-    """Raise a ValueError where a folder has another vocabulary than GPT-2's, with or without further tokens."""
+    """Raise a ValueError where a folder's vocabulary is not GPT-2's. It may have further tokens."""
     vocab, whole = folder / "vocab.json", folder / "tokenizer.json"
     file = next((file for file in (vocab, whole) if file.is_file()), None)
     if file is None:
@@ -106,7 +106,7 @@ def _check_tokenizer(folder: Path) -> None:
 
 
 def _ids(content: bytes) -> dict[str, int]:
-    """The id of each token, from a vocab.json or a tokenizer.json; none where it is neither."""
+    """The id of each token, from a vocab.json or a tokenizer.json; empty where the content is neither."""
     try:
         fields = json.loads(content)
         model = fields.get("model")

@@ -21,8 +21,7 @@ EOT = 50256  # <|endoftext|>: separates documents
 def load() -> tiktoken.Encoding:
     """The GPT-2 tokenizer: `encode_ordinary(text)` gives ids below `VOCAB_SIZE`, `decode(ids)` the text again.
 
-    Raises:
-        ValueError: a vocabulary file is not the one OpenAI published.
+    Raises a ValueError where a vocabulary file is not the one that OpenAI published.
     """
     ranks = data_gym_to_mergeable_bpe_ranks(
         str(ASSETS / "vocab.bpe"), str(ASSETS / "encoder.json"), VOCAB_SHA256, ENCODER_SHA256
@@ -33,31 +32,31 @@ def load() -> tiktoken.Encoding:
 
 
 def encode(encoding: tiktoken.Encoding, text: str) -> np.ndarray:
-    """The ids of `encode_ordinary` as (n,) uint16, without a list on the way."""
+    """The ids of `encode_ordinary` as (n,) uint16, made without a Python list."""
     try:
         return encoding.encode_to_numpy(text, disallowed_special=()).astype(np.uint16)
-    except UnicodeEncodeError:  # half a surrogate pair, which JSON may hold: U+FFFD
+    except UnicodeEncodeError:  # half a surrogate pair, which JSON may hold; it becomes U+FFFD
         return np.array(encoding.encode_ordinary(text), np.uint16)
 
 
 class StreamingDecoder:
-    """Ids in, text out as it grows: bytes that may yet become a character are held back."""
+    """Turns ids into text as they come; bytes that may still become a character are held back."""
 
     def __init__(self, encoding: tiktoken.Encoding):
         self._encoding = encoding
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def add(self, id: int) -> str:
-        """The text that is certain now; bytes that can be no character become U+FFFD."""
+        """The text that is certain after this id; bytes that cannot become a character become U+FFFD."""
         return self._utf8.decode(token_bytes(self._encoding, id))
 
     def finish(self) -> str:
-        """What was held back, as U+FFFD."""
+        """U+FFFD where bytes were held back, else nothing."""
         return self._utf8.decode(b"", final=True)
 
 
 def token_bytes(encoding: tiktoken.Encoding, id: int) -> bytes:
-    """The bytes of a token; those of U+FFFD for an id that a model's padded vocabulary has beyond the tokenizer's."""
+    """The bytes of a token; those of U+FFFD for an id that only a model's padded vocabulary has."""
     try:
         return encoding.decode_single_token_bytes(id)
     except KeyError:

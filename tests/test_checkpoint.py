@@ -195,7 +195,7 @@ def test_shards(saved):
 
     mx.save_safetensors(str(folder / "model-3.safetensors"), {"wte.weight": tensors["wte.weight"]})
     index.write_text(json.dumps({"weight_map": files | {"more": "model-3.safetensors"}}))
-    with pytest.raises(ValueError, match=r"model-3\.safetensors: wte\.weight is in another shard too"):
+    with pytest.raises(ValueError, match=r"model-3\.safetensors: wte\.weight is in another file too"):
         checkpoint.load(folder)
     index.write_text(json.dumps({"weight_map": files | {"more": "model-4.safetensors"}}))
     with pytest.raises(ValueError, match=r"model-4\.safetensors cannot be read"):

@@ -1,1 +1,1 @@
-"""The corpus wing: texts of any size to token shards, and to windows in an order that follows from a seed."""
+"""The corpus wing: from texts of any size to token shards, and to windows in an order that follows from a seed."""

@@ -17,27 +17,17 @@ SPLITS = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class TokenDataset:
-    """The tokens of a text, split by position into the first 80 %, the next 10 % and the last 10 %.
+    """The tokens of a text, split by position into the first 80 %, the next 10 % and the last 10 %."""
 
-    Attributes:
-        tokens: (n,) uint16, on the disk or in memory.
-        key: what the tokens follow from, in 24 hexadecimal digits: the files' contents and the vocabulary.
-    """
-
-    tokens: shards.Tokens | np.ndarray
-    key: str = ""
+    tokens: shards.Tokens | np.ndarray  # (n,) uint16, on the disk or in memory
+    key: str = ""  # 24 hexadecimal digits that follow from the files' contents and the vocabulary
 
     @staticmethod
     def open(source: Source, cache: Path | None = None) -> "TokenDataset":
-        """The tokens of a folder of shards, or of a text: tokenized now, or by an earlier call into the cache.
+        """The tokens of a source: read from a folder of shards, or tokenized into the `cache`, where they stay.
 
-        Args:
-            source: the folder or the text.
-            cache: where the shards of texts are kept; by default in data/cache.
-
-        Raises:
-            ValueError: a file is not what its name says (the message shows where), the text is empty, or the shards
-                are not whole.
+        The cache is data/cache by default. Raises a ValueError where a file is not what its name says (the message
+        shows the place), the text is empty, or the shards are not whole.
         """
         folder = source.files[0]
         if folder.is_dir():
@@ -51,7 +41,7 @@ class TokenDataset:
             return TokenDataset(*shards.read(folder))
 
     def split(self, name: str) -> shards.Tokens | np.ndarray:
-        """The tokens of "train", "val" or "test"; of "all" of them."""
+        """The tokens of the split "train", "val" or "test", or all tokens for "all"."""
         if name == "all":
             return self.tokens
         borders = [0, len(self.tokens) * 8 // 10, len(self.tokens) * 9 // 10, len(self.tokens)]

@@ -1,4 +1,7 @@
-"""The documents of a file (text, JSON lines, Parquet, the first two also gzipped), in pieces to tokenize alone."""
+"""The documents of a file, cut into pieces that can be tokenized alone.
+
+A file is text, JSON lines or Parquet; the first two may be gzipped.
+"""
 
 import codecs
 import gzip
@@ -10,42 +13,38 @@ from pathlib import Path
 from typing import BinaryIO
 
 SUFFIXES = (".txt", ".txt.gz", ".jsonl", ".jsonl.gz", ".parquet")  # what is read from a folder
-FIELD = "text"  # of a JSON object, of a Parquet row
-PIECE_CHARS = 1 << 18  # characters of a piece, about; a core takes 20 ms for it
+FIELD = "text"  # the field of a JSON object or the column of a Parquet file that holds the document
+PIECE_CHARS = 1 << 18  # the characters of a piece, about; a core tokenizes them in 20 ms
 
-# The last place with a space behind a character that is none. GPT-2's pattern never looks back, no match of it spans
-# such a place, and each match that ends before it ends there too where the text stops: a cut changes no token.
-# Python calls a few more characters spaces than the pattern does; in front of these four both agree.
+# The last place where white space follows another character. Tokens stay the same when a text is cut there: GPT-2's
+# pattern never looks back, and none of its matches spans such a place. Python counts a few more characters as white
+# space than the pattern does, so the cut is made only before these four, about which both agree.
 _LAST_CUT = re.compile(r".*\S(?=[ \t\n\r])", re.DOTALL)
 
 
 def kind(name: str) -> str:
-    """How a file is read, by its name: "text", "jsonl" or "parquet"."""
+    """The kind of a file by its name: "text", "jsonl" or "parquet"."""
     suffix = Path(name.lower().removesuffix(".gz")).suffix
     return suffix[1:] if suffix in (".jsonl", ".parquet") else "text"
 
 
 def pieces(file: BinaryIO, name: str) -> Iterator[tuple[bool, str]]:
-    """Yield a file's documents as (begins, text): whether a document begins here, and a piece of it.
+    """Yield the pieces of a file's documents as (begins, piece), where `begins` tells that a new document begins.
 
-    The tokens of a document are those of its pieces. A file of text is one document. A piece is longer than about
-    `PIECE_CHARS` only where the text has no space in it.
-
-    Raises:
-        ValueError: the file is not what its name says; the message tells where.
+    The tokens of a document are the tokens of its pieces, one after the other. A text file is one document. A piece is
+    longer than about `PIECE_CHARS` only where the text has no white space. Raises a ValueError that shows the place
+    where the file is not what its name says.
     """
     try:
         for document in _documents(file, name):
-            begins = True
-            for text in cut(document):
-                yield begins, text
-                begins = False
+            for i, piece in enumerate(cut(document)):
+                yield i == 0, piece
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ValueError(f"{name} is not a whole gzip file: {error}") from None
 
 
 def cut(blocks: Iterable[str]) -> Iterator[str]:
-    """Yield a document again in pieces that give the same tokens, at least one."""
+    """Yield a document, which comes in blocks cut anywhere, in pieces whose tokens are its own; at least one."""
     rest, searched = "", 0  # in what was searched there is no place to cut
     for block in blocks:
         rest += block

@@ -9,8 +9,8 @@ import numpy as np
 
 from .shards import Tokens
 
-IGNORE = -1  # a target that does not count
-Windows = tuple[np.ndarray, np.ndarray]  # tokens and the tokens that follow them: (B, T) int32
+IGNORE = -1  # the target of a position whose loss is not counted
+Windows = tuple[np.ndarray, np.ndarray]  # tokens and targets, the tokens that follow them: (B, T) int32
 
 
 class DataLoader:
@@ -40,9 +40,9 @@ class DataLoader:
 
     def _shuffled(self, epoch: int) -> tuple[int, np.ndarray]:
         n, T = self.windows_per_epoch, self._block_size
-        random = np.random.RandomState([self._seed, epoch])  # the one stream that NumPy has frozen
+        random = np.random.RandomState([self._seed, epoch])  # NumPy promises the same numbers in later versions
         offset = random.randint(min(T, len(self._tokens) - n * T))
-        order = np.arange(n, dtype=np.uint32)  # 4 bytes a window
+        order = np.arange(n, dtype=np.uint32)  # 4 bytes per window
         random.shuffle(order)
         return offset, order
 
@@ -50,11 +50,11 @@ class DataLoader:
 def evaluation_batches(
     tokens: Tokens | np.ndarray, batch_size: int, block_size: int, stride: int | None = None
 ) -> Iterator[Windows]:
-    """Yield windows that hold each target of a split once; what does not count has the target `IGNORE`.
+    """Yield batches of windows in which each target of a split counts once; the others are `IGNORE`.
 
-    Windows of block_size begin every `stride` tokens; by default block_size. All targets of the first count, and the
-    last `stride` of a later one: so each of these is predicted from more than block_size - stride tokens. The last
-    batch is filled up with targets that do not count.
+    A window of block_size begins every `stride` tokens, by default every block_size. All targets of the first window
+    count, and the last `stride` of each later one, so that these are predicted from more than block_size - stride
+    tokens. The last batch is filled up with targets that do not count.
     """
     stride = stride or block_size
     n = len(tokens) - 1  # targets
@@ -63,8 +63,8 @@ def evaluation_batches(
         shape = (batch_size, block_size)
         inputs, targets = np.zeros(shape, np.int32), np.full(shape, IGNORE, np.int32)
         for row, window in enumerate(range(first, min(first + batch_size, n_windows))):
-            part = np.asarray(tokens[window * stride : window * stride + block_size + 1])
-            count, seen = len(part) - 1, block_size - stride if window else 0
-            inputs[row, :count] = part[:-1]
-            targets[row, seen:count] = part[seen + 1 :]
+            own = np.asarray(tokens[window * stride : window * stride + block_size + 1])
+            count, seen = len(own) - 1, block_size - stride if window else 0
+            inputs[row, :count] = own[:-1]
+            targets[row, seen:count] = own[seen + 1 :]
         yield inputs, targets

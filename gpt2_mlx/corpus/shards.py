@@ -1,10 +1,10 @@
-"""Token shards: a text as a folder of files of tokens, written once and read in parts.
+"""Token shards: a text as a folder of files of tokens. It is written once; any part of it can be read.
 
-    shards.json         format, vocab_sha256, key, next, and of each shard its file, tokens and sha256
+    shards.json         format, vocab_sha256, key, next, and for each shard its file, tokens and sha256
     tokens-00000.bin    uint16, little-endian, in the order of the text; <|endoftext|> between two documents
 
-`key` tells texts apart. `next` is the position where an unfinished preparation goes on, null when all is written.
-A shard gets its name when it is whole, and its place in shards.json after that.
+`key` tells texts apart. `next` is the position where an unfinished preparation continues, null when all is written.
+A shard gets its name when it is whole, and then its entry in shards.json.
 """
 
 import json
@@ -24,29 +24,31 @@ from ..files import lock, new_file, remove_leftovers, sha256_of_each, write_json
 from . import documents
 
 INDEX = "shards.json"
-FORMAT = 1  # another one where the same text would be cut into other shards
-SHARD_TOKENS = 1 << 25  # 67 MB; a kill costs at most the work on one shard
+FORMAT = 1  # to be raised when the same text would be cut into other shards
+SHARD_TOKENS = 1 << 25  # 67 MB; a killed preparation loses at most the work on one shard
 DTYPE = np.dtype("<u2")
-
-Bundle = list[tuple[bool, str]]  # pieces, each with whether <|endoftext|> comes first
 
 
 class Position(NamedTuple):
     """A place between two pieces of a text."""
 
     file: int
-    piece: int  # of the file
-    read: int  # bytes of all files before here, about
+    piece: int  # the number of the next piece in this file
+    read: int  # bytes of all files before this place, about
+
+
+Bundle = list[tuple[bool, str]]  # pieces, each with whether <|endoftext|> comes before it
+Encoded = Iterator[tuple[np.ndarray, Position | None]]  # tokens (n,) uint16 and the position after them; None: the end
 
 
 class Tokens:
-    """The tokens of a folder, (n,) uint16, on the disk: a slice is the same of a part, `np.asarray` reads it.
+    """Tokens of a folder of shards, (n,) uint16, on the disk. A slice is still on the disk; `np.asarray` reads it.
 
-    They are not mapped into memory, since a page once touched would count as the process's own.
+    The files are not mapped into memory, since every page that was touched would count as memory of the process.
     """
 
     def __init__(self, files: list[Path], ends: np.ndarray, start: int, stop: int):
-        self._files, self._ends = files, ends  # ends: (shards,) int64, where each of them stops
+        self._files, self._ends = files, ends  # ends: (shards,) int64, the position after the last token of each shard
         self._start, self._stop = start, stop
 
     def __len__(self) -> int:
@@ -69,29 +71,20 @@ class Tokens:
 
 
 def read(folder: Path) -> tuple[Tokens, str]:
-    """The tokens of a folder and their key.
-
-    Raises:
-        ValueError: it is not a whole folder of shards; the message says why.
-    """
+    """The tokens of a folder and their key. Raises a ValueError with the reason where its shards are not whole."""
     index = _read_index(folder)
     if index["next"]:
-        raise ValueError(f"{folder} is not finished: train on the text that it is made of, and that goes on with it")
+        raise ValueError(f"{folder} is not finished: start a training on its text, which continues the preparation")
     ends = np.cumsum([shard["tokens"] for shard in index["shards"]], dtype=np.int64)
     return Tokens([folder / shard["file"] for shard in index["shards"]], ends, 0, int(ends[-1])), index["key"]
 
 
 def prepare(name: str, files: tuple[Path, ...], folder: Path, key: str) -> None:
-    """Tokenize files into a folder, or go on where an earlier call was interrupted; what is damaged is made anew.
+    """Tokenize files into a folder, or continue where an earlier call was interrupted; damaged shards are made again.
 
-    The bytes it writes follow from the files alone, whatever interrupts it and however many cores there are.
-
-    Args:
-        name: what to call the text.
-        key: what its tokens follow from.
-
-    Raises:
-        ValueError: there is no token in the files, or one is not what its name says. No shard is left then.
+    The shards follow from the files alone, not from interruptions or the number of cores. `name` is what messages call
+    the text, and `key` is stored. Raises a ValueError, and leaves no shard, where the files hold no token or one of
+    them is not what its name says.
     """
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -106,13 +99,13 @@ def prepare(name: str, files: tuple[Path, ...], folder: Path, key: str) -> None:
             _clear(folder)
             raise
         except (KeyboardInterrupt, SystemExit):
-            print(f"stopped while tokenizing {name}: the same command goes on with what is left", flush=True)
+            print(f"stopped while tokenizing {name}: the same command goes on from here", flush=True)
             raise
 
 
 def _write_rest(name: str, files: tuple[Path, ...], folder: Path, key: str) -> None:
     remove_leftovers(folder)
-    index = _begun(folder, key)
+    index = _begin(folder, key)
     if not index["next"]:
         return
     position, size = Position(*index["next"]), sum(file.stat().st_size for file in files)
@@ -120,9 +113,9 @@ def _write_rest(name: str, files: tuple[Path, ...], folder: Path, key: str) -> N
     bar = tqdm(desc=f"tokenizing {name}", total=size, unit="B", unit_scale=True, leave=False, disable=None)
     bar.update(position.read)
     with bar, ThreadPoolExecutor(device.cpu_count()) as pool:
-        work = encoded(pool, _bundles(files, position))
+        tokens = encoded(pool, _bundles(files, position))
         while position:
-            shard, position = _write_shard(folder / f"tokens-{len(index['shards']):05d}.bin", work, bar)
+            shard, position = _write_shard(folder / f"tokens-{len(index['shards']):05d}.bin", tokens, bar)
             if not shard["tokens"]:
                 raise ValueError(f"{name} is empty: {', '.join(map(str, files))}")
             index = {**index, "next": position, "shards": [*index["shards"], shard]}
@@ -130,31 +123,27 @@ def _write_rest(name: str, files: tuple[Path, ...], folder: Path, key: str) -> N
                 write_json(aside, index)
 
 
-def _write_shard(
-    path: Path, work: Iterator[tuple[np.ndarray, Position | None]], bar: tqdm
-) -> tuple[dict, Position | None]:
-    """What shards.json says of the shard, and the position after it."""
-    tokens, digest, position = 0, sha256(), None
+def _write_shard(path: Path, tokens: Encoded, bar: tqdm) -> tuple[dict, Position | None]:
+    """Write the next shard; returns its entry in shards.json and the position after it."""
+    count, digest, position = 0, sha256(), None
     with new_file(path) as aside, aside.open("wb") as file:
-        for part, position in work:
-            file.write(part)
-            digest.update(part)
-            tokens += len(part)
+        for array, position in tokens:
+            file.write(array)
+            digest.update(array)
+            count += len(array)
             bar.update((position.read if position else bar.total) - bar.n)
-            if tokens >= SHARD_TOKENS:
+            if count >= SHARD_TOKENS:
                 break
-    return {"file": path.name, "tokens": tokens, "sha256": digest.hexdigest()}, position
+    return {"file": path.name, "tokens": count, "sha256": digest.hexdigest()}, position
 
 
-def encoded(
-    pool: Executor, bundles: Iterator[tuple[Bundle, Position | None]]
-) -> Iterator[tuple[np.ndarray, Position | None]]:
-    """The tokens of each bundle, in order. In threads, for tiktoken works without Python's lock."""
+def encoded(pool: Executor, bundles: Iterator[tuple[Bundle, Position | None]]) -> Encoded:
+    """The tokens of each bundle, in order. Threads make them, since tiktoken releases Python's lock."""
     encoding = tokenizer.load()
     waiting = deque()
     for bundle, position in bundles:
         waiting.append((pool.submit(_encode, encoding, bundle), position))
-        if len(waiting) > 8 * device.cpu_count():  # work for while a shard is synced
+        if len(waiting) > 8 * device.cpu_count():  # enough work for the threads while a shard is synced
             future, reached = waiting.popleft()
             yield future.result(), reached
     for future, reached in waiting:
@@ -162,33 +151,33 @@ def encoded(
 
 
 def _encode(encoding: tiktoken.Encoding, bundle: Bundle) -> np.ndarray:
-    parts = [np.empty(0, DTYPE)]
-    for separate, text in bundle:
+    arrays = [np.empty(0, DTYPE)]
+    for separate, piece in bundle:
         if separate:
-            parts.append(np.array([tokenizer.EOT], DTYPE))
-        parts.append(tokenizer.encode(encoding, text))
-    return np.concatenate(parts, dtype=DTYPE)
+            arrays.append(np.array([tokenizer.EOT], DTYPE))
+        arrays.append(tokenizer.encode(encoding, piece))
+    return np.concatenate(arrays, dtype=DTYPE)
 
 
 def _bundles(files: tuple[Path, ...], start: Position) -> Iterator[tuple[Bundle, Position | None]]:
-    """Pieces from a position on, about `PIECE_CHARS` characters at a time, and the position after: None at the end."""
+    """Yield bundles of about `PIECE_CHARS` characters from a position on, and the position after each."""
     bundle, size, read = [], 0, sum(file.stat().st_size for file in files[: start.file])
     for i in range(start.file, len(files)):
         with files[i].open("rb") as file:
-            for j, (begins, text) in enumerate(documents.pieces(file, str(files[i]))):
+            for j, (begins, piece) in enumerate(documents.pieces(file, str(files[i]))):
                 if (i, j) < start[:2]:
                     continue
                 if size >= documents.PIECE_CHARS:
                     yield bundle, Position(i, j, read + file.tell())
                     bundle, size = [], 0
-                bundle.append((begins and (i, j) > (0, 0), text))
-                size += len(text)
+                bundle.append((begins and (i, j) > (0, 0), piece))
+                size += len(piece)
         read += files[i].stat().st_size
     yield bundle, None
 
 
-def _begun(folder: Path, key: str) -> dict:
-    """What an earlier call left of this text, if it is sound, else a new beginning."""
+def _begin(folder: Path, key: str) -> dict:
+    """The index that an earlier call left for this text, if its shards are sound; else a new index."""
     try:
         index = _read_index(folder)
         if index["key"] == key:
@@ -201,7 +190,7 @@ def _begun(folder: Path, key: str) -> dict:
 
 
 def _read_index(folder: Path) -> dict:
-    """The content of shards.json, when the shards are what it says."""
+    """The content of shards.json. Raises a ValueError where it does not describe the shards that are there."""
     path = folder / INDEX
     try:
         index = json.loads(path.read_text(encoding="utf-8"))

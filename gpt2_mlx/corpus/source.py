@@ -1,4 +1,4 @@
-"""Where a text comes from: what ships with the project, what is fetched once, what the user has."""
+"""Where a text comes from: it ships with the project, is fetched once, or is the user's own."""
 
 import hashlib
 import http.client
@@ -18,19 +18,15 @@ TINYSHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca5
 
 @dataclass(frozen=True)
 class Source:
-    """The files of a text in the order they are read, or the one folder of its token shards."""
+    """The files of a text in the order in which they are read, or the one folder of its token shards."""
 
-    name: str  # names the run's folder
+    name: str  # a part of the run folder's name
     files: tuple[Path, ...]
     note: str = ""  # what the user must know about it
 
 
 def find(data: str) -> Source:
-    """The files behind --data.
-
-    Raises:
-        ValueError: there is no such text.
-    """
+    """The text that --data names. Raises a ValueError where there is no such text."""
     if data == "tinyshakespeare":
         return _tinyshakespeare()
     if data == "shakespeare":
@@ -44,7 +40,7 @@ def find(data: str) -> Source:
             raise ValueError(f"--data is the folder {data}, which holds no file in {' '.join(SUFFIXES)}")
         return Source(path.resolve().name, files)
     if path.is_file():
-        whole = path.resolve()  # many a text is called input.txt: then its folder tells what it is
+        whole = path.resolve()  # many texts are called input.txt; then the folder's name tells more
         stem = Path(re.sub(r"\.gz$", "", whole.name, flags=re.IGNORECASE)).stem
         return Source(whole.parent.name if stem == "input" else stem, (path,))
     raise ValueError(
@@ -65,7 +61,7 @@ def _tinyshakespeare() -> Source:
 
 
 def _fetch_tinyshakespeare(path: Path) -> None:
-    """Download it to `path`, which is written only where the content is the expected one."""
+    """Download Tiny Shakespeare to `path`. Nothing is written where the content is not the expected one."""
     with urllib.request.urlopen(TINYSHAKESPEARE_URL, timeout=5) as response:
         content = response.read()
     if hashlib.sha256(content).hexdigest() != TINYSHAKESPEARE_SHA256:
