@@ -35,4 +35,5 @@ def load(source: str | Path, dtype: str = "float32", quantize: int | None = None
     Raises:
         ValueError: there is none, it cannot be fetched, or it is broken; the message names what is.
     """
+    blas.check()
     return checkpoint.load(pretrained.find(source), dtype, quantize), _tokenizer.load()
