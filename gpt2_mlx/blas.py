@@ -59,11 +59,7 @@ def check() -> None:
 
 
 def name(called: bool) -> str:
-    """Which BLAS multiplies MLX's float32 matrices on the CPU, for a run's log.
-
-    Args:
-        called: whether `products` has counted a product that MLX was given.
-    """
+    """Which BLAS multiplies float32 matrices on the CPU; `called`: `products` has counted one that MLX had to do."""
     if _cblas and not called:
         return "MLX's reference BLAS (slow: OpenBLAS is loaded, but MLX does not call it)"
     return _name
@@ -92,10 +88,9 @@ def _load(own_kernel: bool) -> str:
     if compiler is None:
         raise OSError("g++ is not installed")
     _openblas = ctypes.CDLL(str(Path(spec.origin).parent / "lib" / "libscipy_openblas.so"), mode=ctypes.RTLD_GLOBAL)
-    for function in (_openblas.scipy_openblas_get_config, _openblas.scipy_openblas_get_corename):
-        function.restype = ctypes.c_char_p
-    version = " ".join(_openblas.scipy_openblas_get_config().decode().split()[:2])
-    openblas = f"{version} ({_openblas.scipy_openblas_get_corename().decode()})"
+    config, core = _openblas.scipy_openblas_get_config, _openblas.scipy_openblas_get_corename
+    config.restype = core.restype = ctypes.c_char_p
+    openblas = f"{' '.join(config().decode().split()[:2])} ({core().decode()})"
     with Path("/proc/cpuinfo").open() as lines:  # a line at a time: it is long where there are many cores
         flags = next((line for line in lines if line.startswith("flags")), "").split()
     level = _level(os.uname().machine, set(flags))
@@ -124,18 +119,14 @@ def _load_cblas(compiler: str, level: str) -> ctypes.CDLL:
     file = f"cblas-{level}-{key.hexdigest()[:16]}.so"
     try:
         return _open(_private(user_cache_path("gpt2_mlx")) / file, command)
-    except (OSError, RuntimeError, subprocess.SubprocessError):  # no home, not ours, read-only, full, without execution
+    except (OSError, RuntimeError, subprocess.SubprocessError):  # no home, not ours alone, read-only, full, noexec
         with tempfile.TemporaryDirectory() as folder:
             return _open(Path(folder) / file, command)  # stays mapped when the file is gone
 
 
 def _private(folder: Path) -> Path:
-    """A folder, made where it is missing, that no other user can put a library into.
-
-    Raises:
-        OSError: there is none.
-    """
-    if not folder.is_absolute():  # ~ of a user without a home
+    """A folder, made where it is missing; raises an OSError where another user could put a library into it."""
+    if not folder.is_absolute():  # a user without a home, as older versions of platformdirs have it
         raise FileNotFoundError(folder)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     status = folder.stat()

@@ -10,7 +10,7 @@ extern "C" void scipy_cblas_sgemm(int, int, int, int, int, int, float, const flo
 namespace {
 
 constexpr int ROW_MAJOR = 101, NO_TRANS = 111, TRANS = 112;
-constexpr int FEW = 32;  // rows; with more, the copy pays
+constexpr int FEW = 32;                  // rows; with more, the copy pays
 constexpr long WORTH_THREADS = 1 << 16;  // elements of the matrix
 
 long products = 0;
@@ -126,13 +126,15 @@ void run(const Product& p) {
 
 }  // namespace
 
-extern "C" int gpt2_mlx_few_rows = FEW;  // up to so many our kernel multiplies; with 0 OpenBLAS multiplies all
+extern "C" {
+
+int gpt2_mlx_few_rows = FEW;  // up to so many this kernel multiplies; with 0 OpenBLAS multiplies all
 
 // How many products have come here: proof that MLX calls this library.
-extern "C" long gpt2_mlx_products() { return __atomic_load_n(&products, __ATOMIC_RELAXED); }
+long gpt2_mlx_products() { return __atomic_load_n(&products, __ATOMIC_RELAXED); }
 
-extern "C" void cblas_sgemm(int order, int trans_a, int trans_b, int m, int n, int k, float alpha, const float* a,
-                            int lda, const float* b, int ldb, float beta, float* c, int ldc) {
+void cblas_sgemm(int order, int trans_a, int trans_b, int m, int n, int k, float alpha, const float* a, int lda,
+                 const float* b, int ldb, float beta, float* c, int ldc) {
   __atomic_fetch_add(&products, 1, __ATOMIC_RELAXED);
   const Product product{m, n, k, alpha, a, lda, b, ldb, beta, c, ldc};
   const bool few = order == ROW_MAJOR && trans_a == NO_TRANS && m <= gpt2_mlx_few_rows;
@@ -146,3 +148,5 @@ extern "C" void cblas_sgemm(int order, int trans_a, int trans_b, int m, int n, i
   else
     scipy_cblas_sgemm(order, trans_a, trans_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
 }
+
+}  // extern "C"
