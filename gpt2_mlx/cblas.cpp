@@ -15,16 +15,16 @@ constexpr long WORTH_THREADS = 1 << 16;  // elements of the matrix
 
 long products = 0;
 
-// WIDTH: as many sums for two rows at a time as there are registers.
 #if defined(__AVX512F__)
-constexpr int LANES = 16, WIDTH = 8;
+constexpr int LANES = 16;
 #elif defined(__AVX__)
-constexpr int LANES = 8, WIDTH = 4;
+constexpr int LANES = 8;
 #else
-constexpr int LANES = 4, WIDTH = 8;
+constexpr int LANES = 4;
 #endif
-constexpr int PANEL = WIDTH / 2;  // vectors; with six rows at a time as many sums again
-constexpr int DEPTH = 128;        // rows of a panel, so that it stays in the first cache
+constexpr int WIDTH = 8;    // vectors; narrower strips of b cost more than sums that find no register
+constexpr int PANEL = 4;    // vectors, of six rows at a time
+constexpr int DEPTH = 128;  // rows of a panel, so that it stays in the first cache
 typedef float Lanes __attribute__((vector_size(4 * LANES), aligned(4)));
 
 const Lanes& at(const float* p) { return *(const Lanes*)p; }
