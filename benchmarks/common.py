@@ -91,7 +91,7 @@ def machine(*packages: str) -> dict:
     }
 
 
-TUNING = ("OPENBLAS_", "OMP_", "MKL_", "MLX_")  # variables that change what is measured
+TUNING = ("OPENBLAS_", "OMP_", "MKL_", "MLX_", "GPT2_MLX_")  # variables that change what is measured
 
 
 def commit() -> str | None:

@@ -40,4 +40,5 @@ def load(
     Raises:
         ValueError: there is none, it cannot be fetched, or it is broken; the message names what is.
     """
+    blas.check()
     return checkpoint.load(pretrained.find(source), dtype, quantize), _tokenizer.load()

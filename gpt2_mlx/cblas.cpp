@@ -13,16 +13,18 @@ constexpr int ROW_MAJOR = 101, NO_TRANS = 111, TRANS = 112;
 constexpr int FEW = 32;                  // rows; with more, the copy pays
 constexpr long WORTH_THREADS = 1 << 16;  // elements of the matrix
 
-// WIDTH: as many sums for two rows at a time as there are registers.
+long products = 0;
+
 #if defined(__AVX512F__)
-constexpr int LANES = 16, WIDTH = 8;
+constexpr int LANES = 16;
 #elif defined(__AVX__)
-constexpr int LANES = 8, WIDTH = 4;
+constexpr int LANES = 8;
 #else
-constexpr int LANES = 4, WIDTH = 8;
+constexpr int LANES = 4;
 #endif
-constexpr int PANEL = WIDTH / 2;  // vectors; with six rows at a time as many sums again
-constexpr int DEPTH = 128;        // rows of a panel, so that it stays in the first cache
+constexpr int WIDTH = 8;    // vectors; narrower strips of b cost more than sums that find no register
+constexpr int PANEL = 4;    // vectors, of six rows at a time
+constexpr int DEPTH = 128;  // rows of a panel, so that it stays in the first cache
 typedef float Lanes __attribute__((vector_size(4 * LANES), aligned(4)));
 
 const Lanes& at(const float* p) { return *(const Lanes*)p; }
@@ -124,10 +126,18 @@ void run(const Product& p) {
 
 }  // namespace
 
-extern "C" void cblas_sgemm(int order, int trans_a, int trans_b, int m, int n, int k, float alpha, const float* a,
-                            int lda, const float* b, int ldb, float beta, float* c, int ldc) {
+extern "C" {
+
+int gpt2_mlx_few_rows = FEW;  // up to so many this kernel multiplies; with 0 OpenBLAS multiplies all
+
+// How many products have come here: proof that MLX calls this library.
+long gpt2_mlx_products() { return __atomic_load_n(&products, __ATOMIC_RELAXED); }
+
+void cblas_sgemm(int order, int trans_a, int trans_b, int m, int n, int k, float alpha, const float* a, int lda,
+                 const float* b, int ldb, float beta, float* c, int ldc) {
+  __atomic_fetch_add(&products, 1, __ATOMIC_RELAXED);
   const Product product{m, n, k, alpha, a, lda, b, ldb, beta, c, ldc};
-  const bool few = order == ROW_MAJOR && trans_a == NO_TRANS && m <= FEW;
+  const bool few = order == ROW_MAJOR && trans_a == NO_TRANS && m <= gpt2_mlx_few_rows;
   const bool whole = n % (WIDTH * LANES) == 0;
   if (few && trans_b == TRANS)
     run<all_by_columns, WIDTH>(product);
@@ -138,3 +148,5 @@ extern "C" void cblas_sgemm(int order, int trans_a, int trans_b, int m, int n, i
   else
     scipy_cblas_sgemm(order, trans_a, trans_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
 }
+
+}  // extern "C"

@@ -21,8 +21,9 @@ def select(name: str = "auto") -> str:
         name: "auto" takes the GPU where there is one.
 
     Raises:
-        ValueError: "gpu" where there is none.
+        ValueError: "gpu" where there is none, or a wrong GPT2_MLX_BLAS.
     """
+    blas.check()
     has_gpu = mx.is_available(mx.gpu)
     if name == "gpu" and not has_gpu:
         raise ValueError("--device is gpu, but MLX finds no GPU here; allowed on this machine: auto, cpu")
@@ -60,7 +61,7 @@ def is_scalar() -> bool:
 def description() -> str:
     """The device in words, for a run's log: "Apple M3 Max, GPU" or "AMD EPYC, 2 CPU cores, OpenBLAS 0.3.34 (Zen)"."""
     name = mx.device_info().get("device_name", platform.machine())
-    return f"{name}, GPU" if on_gpu() else f"{name}, {cpu_count()} CPU cores, {blas.name()}"
+    return f"{name}, GPU" if on_gpu() else f"{name}, {cpu_count()} CPU cores, {_blas()}"
 
 
 def cpu_count() -> int:
@@ -170,16 +171,25 @@ def facts() -> dict[str, str | float]:
         "system": platform.platform(),
         "cpu_cores": cpu_count(),
         "memory_gb": round(total_memory() / 1e9, 1),
-        "blas": blas.name(),
+        "blas": "not used by a GPU" if on_gpu() else _blas(),
         "compiler": _compiler(),
     }
 
 
+def _blas() -> str:
+    """What multiplies on this CPU, tried with one product."""
+    before = blas.products()
+    mx.eval(mx.ones((2, 2)) @ mx.ones((2, 2)))
+    return blas.name(called=blas.products() > before)
+
+
 def _compiler() -> str:
-    """The C++ compiler that mx.compile fuses with on a CPU."""
+    """The C++ compiler that mx.compile fuses with on Linux's CPU; a Mac without developer tools would open a dialog."""
+    if on_gpu() or sys.platform == "darwin":
+        return "not looked for"
     path = shutil.which("g++")
     if path is None:
-        return "none" if on_gpu() else "none (without g++ mx.compile fuses nothing on a CPU)"
+        return "none (without g++ mx.compile fuses nothing on a CPU)"
     try:
         return subprocess.run([path, "--version"], capture_output=True, text=True, timeout=20).stdout.splitlines()[0]
     except (OSError, subprocess.SubprocessError, IndexError) as error:

@@ -77,7 +77,7 @@ def audit(event, args):
         raise SystemExit(f"an import writes {{args}}")
     if event == "socket.connect":
         raise SystemExit("an import connects")
-import gpt2_mlx  # compiles the forwarder to the BLAS
+import gpt2_mlx  # may compile the kernel of the BLAS
 sys.dont_write_bytecode = True
 sys.addaudithook(audit)
 import {names}

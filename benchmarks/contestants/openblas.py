@@ -4,6 +4,7 @@
 """
 
 import importlib.util
+import os
 import runpy
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 _spec = importlib.util.spec_from_file_location("blas", Path(__file__).parents[2] / "gpt2_mlx" / "blas.py")
 _blas = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(_blas)
-_blas._SOURCE = Path(__file__).with_name("openblas.cpp")
+os.environ["GPT2_MLX_BLAS"] = "openblas"
 _blas.preload()
 
 if __name__ == "__main__":
