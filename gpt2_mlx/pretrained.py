@@ -39,23 +39,28 @@ def find(source: str | Path) -> Path:
     """The checkpoint folder that a user means.
 
     Args:
-        source: a run (its best checkpoint) or a checkpoint folder; where there is no such path, gpt2, gpt2-medium,
-            gpt2-large or gpt2-xl, the weights that OpenAI published, or owner/name on the Hugging Face hub.
+        source: a run (its best checkpoint is taken) or a checkpoint folder; gpt2, gpt2-medium, gpt2-large or gpt2-xl,
+            the weights that OpenAI published (./gpt2 is a folder); or owner/name on the Hugging Face hub, unless a
+            folder `owner` exists.
 
     Raises:
         ValueError: there is no such model, it cannot be fetched, or its tokenizer is not GPT-2's.
     """
-    name, path = str(source), Path(source)
-    is_hubs = name in OPENAI or (_HUB_NAME.fullmatch(name) and not path.parent.exists())
-    if is_hubs and not path.exists():
-        folder = _fetch(OPENAI.get(name, name))
+    if is_on_hub(source):
+        folder = _fetch(OPENAI.get(str(source), str(source)))
     else:
         try:
-            folder = checkpoint.resolve(path)
+            folder = checkpoint.resolve(Path(source))
         except ValueError as error:
             raise ValueError(f"{error}, nor is it {', '.join(OPENAI)} or owner/name on the Hugging Face hub") from None
     _check_tokenizer(folder)
     return folder
+
+
+def is_on_hub(source: str | Path) -> bool:
+    """Whether `find` takes a source for the name of a hub model, not for a path."""
+    name = str(source)
+    return name in OPENAI or (_HUB_NAME.fullmatch(name) is not None and not Path(source).parent.exists())
 
 
 def _fetch(name: str) -> Path:

@@ -16,8 +16,8 @@ WINGS = {
     "generation": "params scheduler capacity sampling engine text",
     "training": "config loss optim ranks precision evaluation hellaswag progress report memory step plan trainer settle"
     " run",
-    "serving": "limits config answers errors fields schemas submission engines async_engine watch telemetry served_run"
-    " choice completions app server openapi docs pages",
+    "serving": "limits config answers errors fields schemas messages submission engines replay async_engine watch"
+    " telemetry worker served_run choice completions guard app connections server openapi docs pages",
     "doctor": "reference chips finding checks speed examination",
 }
 WINGS = {wing: [f"{wing}.{name}" for name in names.split()] for wing, names in WINGS.items()}

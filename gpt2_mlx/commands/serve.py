@@ -18,7 +18,7 @@ def main() -> None:
     config = cli.parse(ServeConfig)
     source = config.checkpoint or checkpoint.newest_run(Path("checkpoints"))
     folder = pretrained.find(source)
-    path = Path(source) if Path(source).exists() else folder  # a hub's model is where it was fetched to
+    path = folder if pretrained.is_on_hub(source) else Path(source)
     if config.watch and folder == path:
         raise ValueError(f"--watch is on, but {path} is a checkpoint; it must be a run, whose best one can change")
     with listen(config.host, config.port) as listener:
