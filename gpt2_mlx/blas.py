@@ -20,10 +20,10 @@ import tempfile
 from pathlib import Path
 
 _MODES = ("auto", "openblas", "off")
-_SOURCE = Path(__file__).with_name("cblas.cpp")
-_V2 = {"cx16", "lahf_lm", "popcnt", "sse4_1", "sse4_2", "ssse3"}
-_V3 = _V2 | {"abm", "avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "movbe", "xsave"}
-_V4 = _V3 | {"avx512bw", "avx512cd", "avx512dq", "avx512f", "avx512vl"}
+SOURCE = Path(__file__).with_name("cblas.cpp")
+V2 = {"cx16", "lahf_lm", "popcnt", "sse4_1", "sse4_2", "ssse3"}
+V3 = V2 | {"abm", "avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "movbe", "xsave"}
+V4 = V3 | {"avx512bw", "avx512cd", "avx512dq", "avx512f", "avx512vl"}
 
 _openblas = _cblas = None
 _name = "not looked for yet"
@@ -93,7 +93,7 @@ def _load(own_kernel: bool) -> str:
     openblas = f"{' '.join(config().decode().split()[:2])} ({core().decode()})"
     with Path("/proc/cpuinfo").open() as lines:  # a line at a time: it is long where there are many cores
         flags = next((line for line in lines if line.startswith("flags")), "").split()
-    level = _level(os.uname().machine, set(flags))
+    level = level_of(os.uname().machine, set(flags))
     _cblas = _load_cblas(compiler, level)
     _cblas.gpt2_mlx_products.restype = ctypes.c_long
     if own_kernel:
@@ -102,11 +102,11 @@ def _load(own_kernel: bool) -> str:
     return openblas
 
 
-def _level(machine: str, flags: set[str]) -> str:
+def level_of(machine: str, flags: set[str]) -> str:
     """GCC's name for the instructions that an x86 CPU of these flags has; for another machine, its own name."""
     if machine != "x86_64":
         return machine
-    return "x86-64-v4" if flags >= _V4 else "x86-64-v3" if flags >= _V3 else "x86-64"
+    return "x86-64-v4" if flags >= V4 else "x86-64-v3" if flags >= V3 else "x86-64"
 
 
 def _load_cblas(compiler: str, level: str) -> ctypes.CDLL:
@@ -114,8 +114,8 @@ def _load_cblas(compiler: str, level: str) -> ctypes.CDLL:
     from platformdirs import user_cache_path  # here, for nothing else needs it
 
     march = [f"-march={level}"] if level.startswith("x86") else []  # others have GCC's default, on aarch64 armv8-a
-    command = [compiler, "-O3", *march, "-fopenmp", "-shared", "-fPIC", str(_SOURCE)]
-    key = hashlib.sha256(_SOURCE.read_bytes() + _run(compiler, "--version") + " ".join(command[1:-1]).encode())
+    command = [compiler, "-O3", *march, "-fopenmp", "-shared", "-fPIC", str(SOURCE)]
+    key = hashlib.sha256(SOURCE.read_bytes() + _run(compiler, "--version") + " ".join(command[1:-1]).encode())
     file = f"cblas-{level}-{key.hexdigest()[:16]}.so"
     try:
         return _open(_private(user_cache_path("gpt2_mlx")) / file, command)

@@ -172,7 +172,7 @@ def facts() -> dict[str, str | float]:
         "cpu_cores": cpu_count(),
         "memory_gb": round(total_memory() / 1e9, 1),
         "blas": "not used by a GPU" if on_gpu() else _blas(),
-        "compiler": _compiler(),
+        "compiler": compiler(),
     }
 
 
@@ -183,7 +183,7 @@ def _blas() -> str:
     return blas.name(called=blas.products() > before)
 
 
-def _compiler() -> str:
+def compiler() -> str:
     """The C++ compiler that mx.compile fuses with on Linux's CPU; a Mac without developer tools would open a dialog."""
     if on_gpu() or sys.platform == "darwin":
         return "not looked for"

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
@@ -252,3 +253,48 @@ def test_pruning_keeps_the_newest_and_the_linked(tmp_path, small):
     checkpoint.mark(tmp_path, "latest", tmp_path / "step-00000005")
     checkpoint.prune(tmp_path, keep=2)
     assert sorted(path.name for path in tmp_path.glob("step-*")) == [f"step-{n:08d}" for n in (2, 4, 5)]
+
+
+def test_pruning_touches_nothing_but_the_runs_own(tmp_path, small):
+    for number in (1, 2, 3, 4):
+        checkpoint.save(tmp_path / checkpoint.name_of(number), GPT2(small))
+    (tmp_path / "step-00000001").rename(tmp_path / "step-00000001-keep")
+    (tmp_path / "step-0-notes.txt").write_text("mine")
+    (tmp_path / "step-00000000").symlink_to("step-00000004")
+    checkpoint.prune(tmp_path, keep=2)
+    left = {path.name for path in tmp_path.iterdir()}
+    own = {"step-00000003", "step-00000004"}
+    assert left == own | {"step-00000001-keep", "step-0-notes.txt", "step-00000000"}
+
+
+def whole(folder, small) -> None:
+    checkpoint.save(folder, GPT2(small), {"m": mx.zeros(1)}, {"step": checkpoint.step(folder.name)})
+
+
+def test_without_a_link_the_newest_whole_checkpoint_is_gone_on_from(tmp_path, small):
+    assert checkpoint.to_resume(tmp_path) is None
+    for number in (2, 10, 9):
+        whole(tmp_path / checkpoint.name_of(number), small)
+    assert checkpoint.to_resume(tmp_path).name == "step-00000010"
+    checkpoint.mark(tmp_path, "latest", tmp_path / "step-00000002")
+    assert checkpoint.to_resume(tmp_path).resolve().name == "step-00000002"
+    (tmp_path / "latest").unlink()
+    (tmp_path / "latest").symlink_to("step-00000099")
+    (tmp_path / "step-00000010" / "state.json").unlink()
+    assert checkpoint.to_resume(tmp_path).name == "step-00000009"
+
+
+def test_on_a_disk_without_links_a_file_tells_the_name(tmp_path, small, monkeypatch):
+    def refuse(*_):
+        raise OSError("no links here")
+
+    monkeypatch.setattr(Path, "symlink_to", refuse)
+    for number in (1, 2):
+        whole(tmp_path / checkpoint.name_of(number), small)
+        checkpoint.mark(tmp_path, "latest", tmp_path / checkpoint.name_of(number))
+    checkpoint.mark(tmp_path, "best", tmp_path / "step-00000001")
+    assert (tmp_path / "latest").read_text() == "step-00000002"
+    assert checkpoint.resolve(tmp_path) == tmp_path / "step-00000001"
+    assert checkpoint.to_resume(tmp_path) == tmp_path / "step-00000002"
+    checkpoint.prune(tmp_path, keep=1)
+    assert len(checkpoint.all_of(tmp_path)) == 2

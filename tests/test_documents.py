@@ -33,7 +33,7 @@ def read(name: str, content: bytes) -> list[str]:
 def test_no_cut_changes_a_token(text):
     whole = ENCODING.encode_ordinary(text)
     for end in range(len(text) + 1):  # however much of the text is known yet
-        if match := documents._LAST_CUT.match(text[:end]):
+        if match := documents.LAST_CUT.match(text[:end]):
             left, right = text[: match.end()], text[match.end() :]
             assert ENCODING.encode_ordinary(left) + ENCODING.encode_ordinary(right) == whole
 
@@ -130,3 +130,36 @@ def test_a_file_that_is_not_what_its_name_says_is_told(monkeypatch, size, name, 
     monkeypatch.setattr(documents, "PIECE_CHARS", size)
     with pytest.raises(ValueError, match=re.escape(message)):
         read(name, content)
+
+
+def test_what_was_searched_for_a_place_to_cut_is_not_searched_again(monkeypatch):
+    searched, pattern = [], documents.LAST_CUT
+
+    class Counting:
+        def match(self, text, start=0):
+            searched.append(len(text) - start)
+            return pattern.match(text, start)
+
+    monkeypatch.setattr(documents, "PIECE_CHARS", 100)
+    monkeypatch.setattr(documents, "LAST_CUT", Counting())
+    blocks = ["x" * 100] * 200 + ["y z" * 34]
+    assert "".join(documents.cut(blocks)) == "".join(blocks)
+    assert sum(searched) < 2 * len("".join(blocks))
+
+
+@pytest.mark.parametrize("name", ["a.TXT", "a.txt.GZ", "a.JSONL", "a.jsonl.Gz"])
+def test_names_in_capitals_say_the_same(name):
+    content = b'{"text": "some"}' if "json" in name.lower() else b"some"
+    content = gzip.compress(content) if name.lower().endswith("gz") else content
+    assert list(documents.pieces(io.BytesIO(content), name)) == [(True, "some")]
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])
+def test_a_byte_order_mark_is_no_text(name):
+    content = '\ufeff{"text": "some"}' if name == "a.jsonl" else "\ufeffsome"
+    assert list(documents.pieces(io.BytesIO(content.encode()), name)) == [(True, "some")]
+
+
+def test_json_nested_beyond_all_measure_is_no_json():
+    with pytest.raises(ValueError, match="line 1 is not JSON"):
+        list(documents.pieces(io.BytesIO(b"[" * 200_000), "a.jsonl"))

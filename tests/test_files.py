@@ -66,3 +66,16 @@ def test_leftovers_of_a_killed_process_go(tmp_path):
     (tmp_path / "step-1").mkdir()
     files.remove_leftovers(tmp_path)
     assert names(tmp_path) == ["step-1"]
+
+
+def test_a_link_takes_the_place_of_a_copy_that_followed_links(tmp_path):
+    (tmp_path / "latest").mkdir()
+    (tmp_path / "latest" / "file").touch()
+    files.link(tmp_path / "latest", "step-1")
+    assert (tmp_path / "latest").is_symlink() and not list(tmp_path.glob(".*"))
+
+
+def test_json_nested_beyond_all_measure_is_named(tmp_path):
+    (tmp_path / "config.json").write_text('{"a":' * 100_000)
+    with pytest.raises(ValueError, match=r"config\.json cannot be read"):
+        files.read_json(tmp_path / "config.json")

@@ -1,10 +1,15 @@
 import functools
 import json
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from gpt2_mlx import metrics
+
+ROOT = Path(__file__).parents[1]
 
 
 def logged(path, *events):
@@ -53,3 +58,18 @@ def test_rewinding_drops_what_came_after_and_what_ended_the_run(tmp_path):
     assert metrics.read(path) == kept
     assert metrics.rewind(path, -1) == []
     assert metrics.rewind(tmp_path / "none", 5) == []
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is full")
+def test_a_full_disk_is_told_and_leaves_no_half_line(tmp_path):
+    assert "cannot be written: No space left" in metrics.write(Path("/dev/full"), "train", 1, loss=1.0)
+    log = tmp_path / "metrics.jsonl"
+    assert metrics.write(log, "train", 1, loss=1.0) is None
+    limit = f"import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); size = {log.stat().st_size} + 9"
+    limit += "; resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))"
+    code = f"{limit}\nfrom pathlib import Path; from gpt2_mlx import metrics"
+    code += f"\nprint(metrics.write(Path({str(log)!r}), 'train', 2, loss=1.0))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert "cannot be written" in done.stdout, done.stderr
+    assert metrics.write(log, "train", 3) is None
+    assert [event["step"] for event in metrics.read(log)] == [1, 3]

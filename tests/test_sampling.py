@@ -104,3 +104,40 @@ def test_draws_are_pinned_and_even():
     ]
     many = np.array([uniform(7, i) for i in range(4000)])
     assert np.abs(np.histogram(many, 10, (0, 1))[0] - 400).max() < 4 * np.sqrt(400 * 0.9)
+
+
+@pytest.mark.parametrize(
+    "params", [{"top_p": 0.9}, {"top_p": 0.99}, {"top_k": 50}, {"top_k": 300, "top_p": 0.8}], ids=str
+)
+def test_in_16_bits_rows_do_not_feel_each_other_either(params):
+    """Logits with few values, hence many ties; some rows look at few tokens, the flat one at all of them."""
+    V = 3000
+    scales = np.array([8.0, 4.0, 0.01, 6.0])[:, None]
+    logits = mx.array(np.random.RandomState(0).standard_normal((4, V)) * scales).astype(mx.bfloat16).astype(mx.float32)
+    rows, draws = [sequence(**params) for _ in range(4)], [0.99, 0.7, 0.5, 0.3]
+    together = sample(logits, rows, draws).tolist()
+    for i in range(4):
+        assert sample(logits[i : i + 1], rows[i : i + 1], draws[i : i + 1]).tolist() == [together[i]]
+
+
+@pytest.mark.parametrize("k", [5, 100, 2000])
+def test_of_equally_likely_tokens_those_with_the_smallest_ids_come_first(k):
+    logits = mx.zeros(3000).at[1234].add(1.0)
+    drawn = shares(logits, draws=400, top_k=k)
+    assert set(np.flatnonzero(drawn)) <= {1234, *range(k - 1)}
+    assert drawn[1234] > 0
+
+
+def test_a_dropped_token_is_never_drawn_though_sums_are_not_monotone(monkeypatch):
+    """As on Metal, whose sums may rise over a column without a weight."""
+    cumsum = mx.cumsum
+    monkeypatch.setattr(mx, "cumsum", lambda p, axis: cumsum(p, axis=axis) + mx.where(p == 0, 1e-3, 0))
+    logits = mx.array(np.random.RandomState(0).standard_normal(500).astype(np.float32))
+    best = set(np.argsort(-np.array(logits))[:3].tolist())
+    drawn = shares(logits, draws=5000, top_k=3)
+    assert set(np.flatnonzero(drawn)) == best
+
+
+@pytest.mark.parametrize("temperature", [1e-46, 1e-40, 1e-39, 1e-38, 1e-30])
+def test_a_temperature_near_zero_takes_the_likeliest(temperature):
+    assert shares(LOGITS, draws=50, temperature=temperature).tolist() == [0, 1, 0, 0]

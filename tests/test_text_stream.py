@@ -92,3 +92,34 @@ def test_mistakes_are_named(loaded, tmp_path):
         gpt2_mlx.generate(*loaded, "a", top_p=2)
     with pytest.raises(ValueError, match="neither a checkpoint"):
         gpt2_mlx.load(tmp_path)
+
+
+def test_little_is_held_back_however_long_the_text():
+    dot, letter = (ENCODING.encode_single_token(char) for char in (".", "a"))
+    decoder = TextStream(ENCODING, whole_sentence=True)
+    assert [decoder.add(dot) for _ in range(500)] == ["."] * 500
+    assert decoder.add(ENCODING.encode_single_token("\n")) == "" and decoder.stopped
+    decoder = TextStream(ENCODING, ("a" * 255 + "b",))
+    assert len("".join(decoder.add(letter) for _ in range(1000))) == 1000 - 255
+
+
+@given(text=TEXTS, stop=st.text(alphabet="ab. ", min_size=1, max_size=3))
+def test_of_a_stop_string_and_a_sentences_end_the_first_counts(text, stop):
+    ends = [(text.find(stop) + len(stop), text.find(stop))] if stop in text else []
+    if match := re.search(r"[.!?]+[\"'”)]*(?=\s)", text):
+        ends.append((match.end() + 1, match.end()))
+    decoder = TextStream(ENCODING, (stop,), whole_sentence=True)
+    pieces = [*map(decoder.add, ENCODING.encode_ordinary(text)), decoder.finish()]
+    assert "".join(pieces) == (text[: min(ends)[1]] if ends else text)
+
+
+def test_one_stop_string_needs_no_list(loaded):
+    whole = gpt2_mlx.generate(*loaded, "a", max_tokens=30, seed=3)
+    stop = whole[12:15]
+    assert gpt2_mlx.generate(*loaded, "a", max_tokens=30, seed=3, stop=stop) == whole[: 1 + whole[1:].index(stop)]
+
+
+@pytest.mark.parametrize("stop", ["", [""], ["a", ""], [1]])
+def test_an_empty_stop_string_is_refused(loaded, stop):
+    with pytest.raises(ValueError, match="it must be a string or several, none of them empty"):
+        gpt2_mlx.generate(*loaded, "a", stop=stop)

@@ -19,7 +19,7 @@ PIECE_CHARS = 1 << 18  # the characters of a piece, about; a core tokenizes them
 # The last place where white space follows another character. Tokens stay the same when a text is cut there: GPT-2's
 # pattern never looks back, and none of its matches spans such a place. Python counts a few more characters as white
 # space than the pattern does, so the cut is made only before these four, about which both agree.
-_LAST_CUT = re.compile(r".*\S(?=[ \t\n\r])", re.DOTALL)
+LAST_CUT = re.compile(r".*\S(?=[ \t\n\r])", re.DOTALL)
 
 
 def kind(name: str) -> str:
@@ -50,7 +50,7 @@ def cut(blocks: Iterable[str]) -> Iterator[str]:
         rest += block
         if len(rest) < PIECE_CHARS:
             continue
-        if match := _LAST_CUT.match(rest, searched):
+        if match := LAST_CUT.match(rest, searched):
             yield rest[: match.end()]
             rest, searched = rest[match.end() :], 0
         else:
