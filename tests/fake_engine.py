@@ -36,6 +36,7 @@ class FakeEngine:
         self.checkpoint = Path("verse/step-00000001")
         self.unloadable = set()  # checkpoints that cannot be loaded
         self.cancelled, self.begun = [], 0
+        self.prompts, self.noted = [], 0  # that came, and how many of them with the wish for their numbers
         self.killed = threading.Event()
         self.dies_at = None  # the step at which the process dies by itself
 
@@ -54,6 +55,8 @@ class FakeEngine:
             raise ValueError("a token is out of range")
         if checkpoint.name in self.unloadable:
             raise ValueError("no such checkpoint")
+        self.prompts.append(prompt)
+        self.noted += params.prompt_logprobs
         self.waiting.append((id, prompt, params))
 
     def step(self):

@@ -14,6 +14,7 @@ from patience import PATIENCE, eventually
 from served import http
 
 from gpt2_mlx.serving import app
+from gpt2_mlx.serving.config import ServeConfig
 from gpt2_mlx.serving.limits import MAX_BODY
 from gpt2_mlx.serving.telemetry import JsonFormatter
 
@@ -55,6 +56,42 @@ def test_a_token_that_the_model_lacks_is_a_bad_request(open_client):
     fake = FakeEngine()
     fake.vocab_size = 10
     check_error(open_client(fake).post(COMPLETIONS, {"prompt": [11]}), 400)
+
+
+def test_what_would_become_too_large_an_answer_is_refused_before_anything_is_computed(client):
+    big = {"prompt": [220] * 100_000, "max_tokens": 0, "n": 16}
+    for fields, param in [
+        ({"echo": True, "n": 64}, "echo"),
+        ({"echo": True, "logprobs": 0}, "logprobs"),
+        ({"prompt": "a", "max_tokens": 4096, "n": 64, "logprobs": 1}, "logprobs"),
+    ]:
+        check_error(client.post(COMPLETIONS, big | fields), 400, param)
+    assert client.fake.n_steps == 0
+
+
+def test_only_what_the_model_can_see_of_a_prompt_goes_to_the_engine(client):
+    client.fake.gate.clear()
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        prompt = list(range(1, 5000))
+        asked = pool.submit(client.completion, prompt=prompt, n=3, max_tokens=1)
+        eventually(lambda: client.fake.waiting)
+        client.fake.gate.set()
+        assert asked.result(PATIENCE)["usage"]["prompt_tokens"] == 4999
+    assert [len(prompt) for prompt in client.fake.prompts] == [64] * 3
+
+
+def test_the_numbers_of_a_prompt_are_asked_for_once(client):
+    answer = client.completion(prompt=["Say:", "Sing"], n=3, echo=True, logprobs=1, max_tokens=2)
+    assert client.fake.noted == 2
+    tokens = [choice["logprobs"]["tokens"] for choice in answer["choices"]]
+    assert [t[0] for t in tokens] == ["Say"] * 3 + ["Sing"] * 3
+    assert all(len(choice["logprobs"]["token_logprobs"]) == len(t) for choice, t in zip(answer["choices"], tokens))
+
+
+def test_white_space_at_the_end_of_a_key_is_none_of_it():
+    assert ServeConfig(api_key="secret\n").api_key == "secret"
+    with pytest.raises(ValueError, match="--api-key is blank"):
+        ServeConfig(api_key=" \n")
 
 
 def test_a_step_that_raises_is_a_500_and_the_next_request_is_served(client):
