@@ -23,6 +23,7 @@ class Server:
     model: str  # what requests call the model
     ready_s: float  # from the start of the process until a GET says ready
     first_s: float  # until an answer of one token has come
+    pid: int
 
 
 def command(name: str, folder: Path, port: int, device: str) -> tuple[list[str], str]:
@@ -58,7 +59,7 @@ def running(name: str, folder: Path, device: str = "auto") -> Iterator[Server]:
             ready_s = time.perf_counter() - began
             request = {"model": model, "prompt": "Once", "max_tokens": 1}
             http.post("/v1/completions", json=request).raise_for_status()
-            yield Server(url, model, ready_s, time.perf_counter() - began)
+            yield Server(url, model, ready_s, time.perf_counter() - began, process.pid)
         finally:
             process.terminate()
             process.wait()

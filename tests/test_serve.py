@@ -1,18 +1,23 @@
 """The door serve.py, with a tiny model."""
 
+import contextlib
 import json
+import os
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from client import COMPLETIONS, SENTENCE
-from patience import PATIENCE
+from patience import PATIENCE, eventually
 from served import begun, command, http
 
 from gpt2_mlx import checkpoint
 from gpt2_mlx.config import GPT2Config
 from gpt2_mlx.model import GPT2
+
+linux_only = pytest.mark.skipif(sys.platform != "linux", reason="/proc tells which process is whose")
 
 
 @pytest.fixture(scope="module")
@@ -60,3 +65,59 @@ def test_a_mistake_at_the_door_is_one_line(tiny_run, tmp_path, flags, message):
     assert done.returncode == 2, done.stderr
     assert done.stderr.startswith("serve.py: error: ") and done.stderr.count("\n") == 1
     assert message in done.stderr
+
+
+def engine_of(service: int) -> int:
+    """The process that a service has started."""
+    children = Path(f"/proc/{service}/task/{service}/children").read_text().split()
+    return int(children[-1])
+
+
+@contextlib.contextmanager
+def streamed(url: str, body: dict):
+    """The text pieces of a streamed completion, as they come."""
+    with http.stream("POST", url + COMPLETIONS, json=body | {"stream": True}) as response:
+        lines = (line for line in response.iter_lines() if line.startswith("data: {"))
+        yield (json.loads(line[6:])["choices"][0]["text"] for line in lines)
+
+
+BODY = {"prompt": "KING", "max_tokens": 300, "seed": 1, "temperature": 1.5}
+
+
+@linux_only
+@pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGSEGV, signal.SIGSTOP], ids=lambda blow: blow.name)
+def test_a_client_does_not_notice_that_the_engines_process_ended(tiny_run, blow, monkeypatch):
+    with begun(tiny_run.parents[1]) as (process, url):
+        whole = http.post(url + COMPLETIONS, json=BODY).json()["choices"][0]["text"]
+        with streamed(url, BODY) as pieces:
+            text = next(pieces)
+            first = engine_of(process.pid)
+            os.kill(first, blow)
+            text += "".join(pieces)
+        assert text == whole
+        assert engine_of(process.pid) != first
+        assert "gpt2_engine_restarts_total 1.0" in http.get(url + "/metrics").text
+        eventually(lambda: http.get(url + "/ready").status_code == 200)
+
+
+@linux_only
+def test_the_engines_process_ends_with_the_service(tiny_run):
+    with begun(tiny_run.parents[1]) as (process, _):
+        engine = engine_of(process.pid)
+        process.kill()
+        eventually(lambda: not Path(f"/proc/{engine}").exists() or state(engine) == "Z")
+
+
+def state(process: int) -> str:
+    return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+def test_a_second_signal_does_not_wait_for_texts(tiny_run):
+    with begun(tiny_run.parents[1]) as (process, url):
+        with streamed(url, BODY | {"max_tokens": 4096}) as pieces:
+            next(pieces)
+            process.send_signal(signal.SIGTERM)
+            eventually(lambda: http.get(url + "/ready", headers={"connection": "close"}).status_code == 503)
+            process.send_signal(signal.SIGTERM)
+            process.wait(PATIENCE)
+        assert process.returncode == 0

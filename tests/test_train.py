@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -99,6 +100,55 @@ def test_a_second_run_in_a_folder_needs_resume(undisturbed, text):
     assert done.returncode == 2
     assert "holds a run already: go on with --resume" in done.stderr
     assert final_bytes(undisturbed) == before
+
+
+def without_links(run: Path) -> None:
+    """As a copy that left the links out."""
+    for name in ("latest", "best"):
+        (run / name).unlink()
+
+
+def with_folders(run: Path) -> None:
+    """As a copy that followed them: `cp -L`."""
+    for name in ("latest", "best"):
+        target = (run / name).resolve()
+        (run / name).unlink()
+        shutil.copytree(target, run / name)
+
+
+def with_a_dangling_link(run: Path) -> None:
+    (run / "latest").unlink()
+    (run / "latest").symlink_to("step-00000099")
+
+
+@pytest.mark.parametrize("copied", [without_links, with_folders, with_a_dangling_link])
+def test_a_run_whose_links_were_lost_goes_on_exactly(undisturbed, text, tmp_path, copied):
+    run = tmp_path / "copied"
+    assert train(text, run, max_steps=20).returncode == 0
+    copied(run)
+    before = {path.name: path.read_bytes() for path in (run / "step-00000020").iterdir()}
+    refused = train(text, run)
+    assert refused.returncode == 2 and "holds a run already: go on with --resume" in refused.stderr
+    assert {path.name: path.read_bytes() for path in (run / "step-00000020").iterdir()} == before
+    done = train(text, run, "--resume", max_steps=22)
+    assert done.returncode == 0, done.stderr
+    assert ("going on from step-00000020" in done.stdout) == (copied is not with_folders)
+    assert [e["step"] for e in metrics.read(run / "metrics.jsonl") if e["event"] == "train"] == list(range(1, 23))
+    assert (run / "latest").is_symlink() and (run / "latest").resolve().name == "step-00000022"
+    assert (run / "best").is_symlink()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is full")
+def test_a_log_that_cannot_be_written_costs_a_line_and_not_the_run(undisturbed, text, tmp_path):
+    code = "from pathlib import Path; from gpt2_mlx import cli, metrics; from gpt2_mlx.commands import train\n"
+    code += "write = metrics.write; metrics.write = lambda log, *a, **k: write(Path('/dev/full'), *a, **k)\n"
+    run = tmp_path / "run"
+    arguments = command(text, run)
+    code += f"import sys; sys.argv = {arguments[1:]!r}; cli.run(train.main)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert "/dev/full cannot be written: No space left on device; the training goes on" in done.stdout
+    assert done.stdout.count("the training goes on") == 1
+    assert final_bytes(run) == final_bytes(undisturbed)
 
 
 def test_a_finished_run_can_be_resumed_further(undisturbed, text, tmp_path):

@@ -20,6 +20,7 @@ class _Job:
     submission: Submission
     number: int  # of the job in its submission
     request: int
+    id: int | None = None  # what the process knows it by; each time it is sent it gets another one
     ids: list[int] = field(default_factory=list)  # the tokens that came so far, from whichever process
     n_seen: int = 0  # how many of them this process has brought
     has_prompt: bool = False  # whether the prompt's numbers came
@@ -28,7 +29,7 @@ class _Job:
 
 
 class Jobs:
-    """Jobs by the id that the engine knows them by.
+    """The jobs of all submissions.
 
     One of the sequences of the pass in which a process died may be why. If it died twice on a sequence, without a new
     token between, that sequence is doubted: it runs alone, while all others wait, until it has come beyond the place or
@@ -36,49 +37,56 @@ class Jobs:
     """
 
     def __init__(self):
-        self._jobs: dict[int, _Job] = {}
-        self._unsent: list[int] = []
-        self._doubted: list[int] = []
+        self._sent: dict[int, _Job] = {}  # by the id that the process knows
+        self._unsent: list[_Job] = []  # in the order in which they came
+        self._doubted: list[_Job] = []
         self._last_id = 0
 
     def __len__(self) -> int:
-        return len(self._jobs)
+        return len(self._sent) + len(self._unsent)
 
     @property
     def n_sent(self) -> int:
         """The jobs that the process has."""
-        return len(self._jobs) - len(self._unsent)
+        return len(self._sent)
 
     def add(self, submission: Submission, request: int) -> None:
-        for number in range(len(submission.jobs)):
-            self._last_id += 1
-            self._jobs[self._last_id] = _Job(submission, number, request)
-            self._unsent.append(self._last_id)
+        self._unsent += [_Job(submission, number, request) for number in range(len(submission.jobs))]
 
     def due(self) -> Iterator[Add | Cancel]:
-        """What to tell the process now; sequences count as sent."""
+        """What to tell the process now; jobs count as sent."""
         while self._doubted:
-            first = self._doubted[0]
-            job = self._jobs.get(first)
-            if job and len(job.ids) <= job.died_at:
-                yield from self._send([first] if first in self._unsent else [])
+            job = self._doubted[0]
+            if len(job.ids) <= job.died_at and job in self:
+                yield from self._send([job] if job.id is None else [])
                 return
             del self._doubted[0]  # it has come beyond the place, or to its end
-            if job and self._doubted:
-                yield Cancel(first)  # until the others have been tried
-                job.n_seen = 0
-                self._unsent.append(first)
+            if self._doubted and job.id is not None:
+                yield Cancel(job.id)  # until the others have been tried
+                self._take_back([job])
         yield from self._send(self._unsent)
 
-    def _send(self, ids: list[int]) -> Iterator[Add]:
-        self._unsent = [id for id in self._unsent if id not in ids]
-        for id in sorted(ids):
-            job = self._jobs[id]
-            yield Add(id, *job.submission.jobs[job.number], job.request, job.submission.checkpoint)
+    def _send(self, jobs: list[_Job]) -> Iterator[Add]:
+        self._unsent = [job for job in self._unsent if job not in jobs]
+        for job in jobs:
+            self._last_id += 1
+            job.id, job.n_seen = self._last_id, 0
+            self._sent[job.id] = job
+            yield Add(job.id, *job.submission.jobs[job.number], job.request, job.submission.checkpoint)
+
+    def _take_back(self, jobs: list[_Job]) -> None:
+        """Have jobs wait again to be sent, before those that came later."""
+        for job in jobs:
+            del self._sent[job.id]
+            job.id = None
+        self._unsent = sorted([*jobs, *self._unsent], key=lambda job: job.request)
+
+    def __contains__(self, job: _Job) -> bool:
+        return job in self._unsent or job.id in self._sent
 
     def take(self, output: Output) -> tuple[Submission, Event | Exception] | None:
         """What the client of an output's sequence gets: what is new in it, if anything is."""
-        job = self._jobs.get(output.id)
+        job = self._sent.get(output.id)
         if job is None:  # cancelled
             return None
         ids = [token.id for token in output.tokens]
@@ -91,47 +99,49 @@ class Jobs:
         job.has_prompt |= bool(output.prompt)
         fresh = dataclasses.replace(output, tokens=output.tokens[len(known) :], prompt=prompt)
         if output.finish_reason:
-            del self._jobs[output.id]
+            del self._sent[output.id]
+            job.id = None
         if not (fresh.tokens or fresh.prompt or fresh.finish_reason):
             return None
         return job.submission, (job.number, fresh)
 
     def drop(self, submission: Submission, number: int | None = None) -> list[int]:
         """Forget a job of a submission, or all of them; returns the ids of those that the process has."""
-        mine = [i for i, job in self._jobs.items() if job.submission is submission and number in (None, job.number)]
-        sent = [id for id in mine if id not in self._unsent]
-        for id in mine:
-            del self._jobs[id]
-        self._unsent = [id for id in self._unsent if id in self._jobs]
+
+        def is_meant(job: _Job) -> bool:
+            return job.submission is submission and number in (None, job.number)
+
+        self._unsent = [job for job in self._unsent if not is_meant(job)]
+        sent = [id for id, job in self._sent.items() if is_meant(job)]
+        for id in sent:
+            self._sent.pop(id).id = None
         return sent
 
     def fail(self, id: int) -> Submission | None:
-        """The submission of a job, which is forgotten whole."""
-        if id not in self._jobs:
+        """The submission of a job that the process has, which is forgotten whole."""
+        job = self._sent.get(id)
+        if job is None:
             return None
-        submission = self._jobs[id].submission
-        self.drop(submission)
-        return submission
+        self.drop(job.submission)
+        return job.submission
 
     def died(self, in_pass: tuple[int, ...]) -> Submission | None:
         """The process has died in a pass with these sequences; returns the submission that is given up, if one is."""
-        hit = [id for id in in_pass if id in self._jobs] or [id for id in self._jobs if id not in self._unsent]
-        for job in map(self._jobs.get, hit):
+        hit = [self._sent[id] for id in in_pass if id in self._sent] or list(self._sent.values())
+        for job in hit:
             job.deaths = 1 if len(job.ids) > job.died_at else job.deaths + 1
             job.died_at = len(job.ids)
-        doubted = [id for id in hit if self._jobs[id].deaths > 1]
+        doubted = [job for job in hit if job.deaths > 1]
         if len(hit) > 1:
             self._doubted = doubted
-        return self.fail(hit[0]) if len(hit) == 1 and doubted else None
+        return self.fail(hit[0].id) if len(hit) == 1 and doubted else None
 
     def rewind(self) -> None:
         """All are to be sent, to another process."""
-        self._unsent = list(self._jobs)
-        for job in self._jobs.values():
-            job.n_seen = 0
+        self._take_back(list(self._sent.values()))
 
     def clear(self) -> set[Submission]:
         """Forget all jobs; returns their submissions."""
-        submissions = {job.submission for job in self._jobs.values()}
-        self._jobs, self._unsent, self._doubted = {}, [], []
+        submissions = {job.submission for job in (*self._sent.values(), *self._unsent)}
+        self._sent, self._unsent, self._doubted = {}, [], []
         return submissions

@@ -1,0 +1,202 @@
+"""A server under everything at once: good, hostile, leaving, slow and half-open clients, and its engine killed.
+
+Every seeded text is compared with the one that the same request gets alone. Nothing but loopback is used. It ends with
+status 1 where a promise was broken.
+"""
+
+import asyncio
+import itertools
+import os
+import random
+import signal
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+from gpt2_mlx import cli
+from gpt2_mlx.config import GPT2Config
+
+from .common import append, introduce, machine, table
+from .servers import running
+from .soak_clients import HOSTILE, Clients, requests
+from .weights import save_random
+
+BLOWS = (signal.SIGKILL, signal.SIGSEGV, signal.SIGSTOP)  # the last one is a hang
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Whether the server keeps its promises under everything at once."""
+
+    quick: bool = False
+    """Seconds instead of minutes."""
+    checkpoint: Path | None = None
+    """What to serve. Default: a small model with random weights."""
+    clients: int = 32
+    """Good clients that stream at once."""
+    seconds: float = 120.0
+    """How long all kinds of clients come together."""
+    kill_every: float = 10.0
+    """Seconds between two deaths of the engine's process; every third is a hang."""
+    malformed: int = 10_000
+    """Requests that are none."""
+    crowd: int = 1_000
+    """Clients that come in the same moment."""
+    picture: Path | None = None
+    """Where to draw the memory of both processes over time: .png, .svg or .pdf."""
+
+
+def main() -> None:
+    settings = cli.parse(Settings)
+    if settings.quick:
+        quick = {"seconds": 12.0, "kill_every": 4.0, "malformed": 300, "crowd": 100}
+        settings = Settings(**{**vars(settings), **quick})
+    facts = machine("httpx")
+    introduce(facts)
+    with tempfile.TemporaryDirectory() as folder:
+        shape = GPT2Config(block_size=128, n_layer=2, n_head=2, n_embd=64)
+        model = settings.checkpoint or save_random(shape, Path(folder) / "small")
+        with running("gpt2_mlx", model, "cpu") as server:
+            results = asyncio.run(soak(settings, server.url, server.pid))
+    print(report(results))
+    if settings.picture:
+        draw(results["memory"], settings.picture)
+    append("soak", settings={name: str(value) for name, value in vars(settings).items()}, results=results, **facts)
+    broken = [name for part in ("together", "afterwards") for name in results[part] if name.isupper()]
+    if broken or any(results["left"].values()):
+        raise SystemExit(f"broken promises: {', '.join(broken)} {results['left']}")
+
+
+async def soak(settings: Settings, url: str, service: int) -> dict:
+    pick = random.Random(0)
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=100)
+    async with httpx.AsyncClient(base_url=url, timeout=600, limits=limits) as http:
+        clients = Clients(http, requests(20, pick), pick)
+        clients.expected = [await clients.text(body) for body in clients.bodies]
+        memory: list[tuple[float, float, float]] = []
+        watching = asyncio.create_task(watch_memory(service, memory))
+        results: dict = {"hostile": {name: await hostile(clients, body) for name, body in HOSTILE.items()}}
+        clients.longest_pause = 0.0
+        results["deaths"] = await together(settings, clients, service)
+        results |= {"together": dict(clients.counts), "longest_pause_s": clients.longest_pause}
+        clients.counts.clear()
+        await repeatedly(16, clients.malformed, settings.malformed)
+        await asyncio.gather(*(clients.one_of_a_crowd() for _ in range(settings.crowd)))
+        results["afterwards"] = dict(clients.counts)
+        await asyncio.sleep(2)
+        told = (await http.get("/metrics")).text
+        watching.cancel()
+    left = {name: float(told.split(f"\n{name} ")[1].split()[0]) for name in ("gpt2_running", "gpt2_queue_depth")}
+    return results | {"left": left, "memory": memory}
+
+
+async def hostile(clients: Clients, body: dict) -> dict:
+    """What a hostile request gets within a minute, and how long a bystander's one token takes meanwhile."""
+    began, answer = time.monotonic(), []
+
+    async def ask() -> None:
+        response = await clients.http.post("/complete-sentence" if "text" in body else "/v1/completions", json=body)
+        answer.append({"status": response.status_code, "bytes": len(response.content)})
+
+    asking = asyncio.create_task(ask())
+    times = await clients.bystander(lambda: answer or time.monotonic() - began > 60)
+    asking.cancel()
+    told = answer[0] if answer else {"status": "left after", "bytes": 0}
+    return told | {"seconds": time.monotonic() - began, "median_s": statistics.median(times), "most_s": max(times)}
+
+
+async def together(settings: Settings, clients: Clients, service: int) -> int:
+    """All kinds of clients at once, while the engine's process dies now and then; returns how often."""
+    ends = time.monotonic() + settings.seconds
+    kinds = [clients.good] * settings.clients + [clients.half_open] * 40
+    kinds += [clients.leaving, clients.malformed, clients.slow] * 4
+
+    async def keep_on(kind: Callable[[], Awaitable]) -> None:
+        while time.monotonic() < ends:
+            await kind()
+
+    async def kill() -> int:
+        for i in itertools.count():
+            await asyncio.sleep(settings.kill_every)
+            if time.monotonic() > ends - 2:
+                return i
+            os.kill(engine_of(service), BLOWS[i % len(BLOWS)])
+
+    killing = asyncio.create_task(kill())
+    await asyncio.gather(*map(keep_on, kinds))
+    return await killing
+
+
+async def repeatedly(n_at_once: int, client: Callable[[], Awaitable], n: int) -> None:
+    numbers = iter(range(n))
+
+    async def some() -> None:
+        for _ in numbers:
+            await client()
+
+    await asyncio.gather(*(some() for _ in range(n_at_once)))
+
+
+async def watch_memory(service: int, samples: list[tuple[float, float, float]]) -> None:
+    """Note every second (seconds, MB of the service, MB of the engine's process)."""
+    began = time.monotonic()
+    while True:
+        samples.append((time.monotonic() - began, megabytes(service), megabytes(engine_of(service))))
+        await asyncio.sleep(1.0)
+
+
+def engine_of(service: int) -> int:
+    """The process of the service's engine: its newest child that lives; 0 where there is none."""
+    rows = [line.split() for line in ps("-A", "-o", "ppid=,pid=,stat=").splitlines()]
+    return max((int(pid) for parent, pid, stat in rows if parent == str(service) and stat[0] != "Z"), default=0)
+
+
+def megabytes(process: int) -> float:
+    told = ps("-o", "rss=", "-p", str(process)).strip() if process else ""
+    return int(told) / 1e3 if told else 0.0
+
+
+def ps(*arguments: str) -> str:
+    return subprocess.run(["ps", *arguments], capture_output=True, text=True).stdout
+
+
+def report(results: dict) -> str:
+    rows = [
+        [name, str(r["status"]), f"{r['seconds']:.1f}", f"{r['bytes']:,}", f"{r['median_s']:.3f}", f"{r['most_s']:.3f}"]
+        for name, r in results["hostile"].items()
+    ]
+    half = len(results["memory"]) // 2
+    late = results["memory"][half:]
+    return "\n".join(
+        [
+            table(["a hostile request", "status", "s", "bytes", "one token beside it, s", "at most"], rows),
+            f"together: {results['together']}",
+            f"{results['deaths']} deaths, longest pause {results['longest_pause_s']:.1f} s",
+            f"afterwards: {results['afterwards']}; left: {results['left']}",
+            f"memory in the second half: service {min(m[1] for m in late):.0f} to {max(m[1] for m in late):.0f} MB,"
+            f" engine up to {max(m[2] for m in late):.0f} MB",
+        ]
+    )
+
+
+def draw(memory: list[tuple[float, float, float]], path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4), dpi=150, layout="constrained")
+    axes = figure.add_subplot()
+    seconds, service, engine = zip(*memory)
+    axes.plot(seconds, service, label="service")
+    axes.plot(seconds, engine, label="engine's process")
+    axes.set(xlabel="seconds", ylabel="MB in memory", ylim=(0, None))
+    axes.legend(frameon=False)
+    figure.savefig(path)
+
+
+if __name__ == "__main__":
+    cli.run(main)
