@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from events import check
 from trained import ROOT, begin, command, final_bytes, read_to_step, train
 
 from gpt2_mlx import GPT2, GPT2Config, checkpoint, metrics
@@ -31,7 +32,7 @@ def test_a_run_leaves_what_the_contract_says(undisturbed, text):
     events = metrics.read(undisturbed / "metrics.jsonl")
     names = [e["event"] for e in events]
     assert names[0] == "start" and names[-1] == "end"
-    assert {"train", "eval", "save", "test", "sample"} <= set(names)
+    assert check(undisturbed / "metrics.jsonl") == {"start", "train", "eval", "save", "test", "sample", "end"}
     assert events[0]["tokens"]["train"] > 8 * events[0]["tokens"]["val"] - 20
     assert (undisturbed / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert checkpoint.load(checkpoint.resolve(undisturbed)).config.n_embd == 8
@@ -155,6 +156,7 @@ def test_a_finished_run_can_be_resumed_further(undisturbed, text, tmp_path):
     run = tmp_path / "run"
     assert train(text, run).returncode == 0
     assert train(text, run, "--resume", max_steps=42).returncode == 0
+    assert "resume" in check(run / "metrics.jsonl")
     assert (run / "latest").resolve().name == "step-00000042"
 
 

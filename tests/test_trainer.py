@@ -4,6 +4,7 @@ import itertools
 import mlx.core as mx
 import numpy as np
 import pytest
+from events import check
 from mlx.utils import tree_flatten
 
 from gpt2_mlx import checkpoint, device, metrics, tokenizer
@@ -252,6 +253,7 @@ def test_a_step_that_is_not_finite_is_skipped_counted_and_told(tmp_path, capsys)
     one.fit()
     events = metrics.read(one.run / "metrics.jsonl")
     assert [e["step"] for e in events if e["event"] == "skip"] == [1, 2, 3]
+    assert "skip" in check(one.run / "metrics.jsonl")
     assert one.progress.skipped == 3
     assert "step 2: skipped, its gradients are not finite" in capsys.readouterr().out
     assert all(np.array_equal(p, weights(one)[name]) for name, p in before.items())
