@@ -70,6 +70,9 @@ class Tokens:
         return tokens
 
 
+AnyTokens = Tokens | np.ndarray  # (n,) uint16, on the disk or in memory
+
+
 def read(folder: Path) -> tuple[Tokens, str]:
     """The tokens of a folder and their key. Raises a ValueError with the reason where its shards are not whole."""
     index = _read_index(folder)

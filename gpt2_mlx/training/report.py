@@ -1,4 +1,4 @@
-"""What a run tells: events to metrics.jsonl, lines to the console, a progress bar where there is a terminal."""
+"""What a run reports: events in metrics.jsonl, lines on the console, a progress bar where there is a terminal."""
 
 import os
 import sys
@@ -14,14 +14,10 @@ from .progress import Progress
 
 
 class Report:
-    """Tells of one call of `Trainer.fit`; close it when that ends. Of several processes only the first is heard.
+    """Reports one call of `Trainer.fit`, which begins after `step` steps. Of several processes only the first reports.
 
-    The loss of a train event is the mean since the one before. The first step has its own: it should be about ln V.
-
-    Args:
-        run: the run folder.
-        step: the steps done before.
-        config: the run's settings.
+    The loss of a train event is the mean since the train event before it. The first step has its own event; its loss
+    should be about ln V.
     """
 
     def __init__(self, run: Path, step: int, config: TrainConfig):
@@ -33,7 +29,7 @@ class Report:
         self._steps, self._seconds, self._loss = 0, 0.0, 0.0  # sums since the last train event
 
     def step(self, progress: Progress, loss: float, lr: float, grad_norm: float, taken: bool, seconds: float) -> None:
-        """A step is done, in `seconds`, and `progress` counts it."""
+        """Report a step that took `seconds`; `progress` has counted it."""
         self._steps, self._seconds, self._loss = self._steps + 1, self._seconds + seconds, self._loss + loss
         self._bar.update()
         step, scale = progress.step, progress.loss_scale
@@ -63,7 +59,7 @@ class Report:
         self.say(f"step {step:>6}: val loss {loss:.4f}{' (best so far)' if is_best else ''}")
 
     def test(self, step: int, loss: float) -> None:
-        """`step` is the one whose weights were tested."""
+        """Report the test loss of the weights after `step`."""
         metrics.write(self._log, "test", step, loss=loss, perplexity=perplexity(loss))
         self.say(f"test loss {loss:.4f}, perplexity {perplexity(loss):.1f} (weights of step {step})")
 
@@ -77,7 +73,7 @@ class Report:
     def say(self, line: str) -> None:
         """Print a line above the bar."""
         tqdm.write(line)
-        sys.stdout.flush()  # into a pipe, too, as it happens
+        sys.stdout.flush()  # so that a pipe gets the line at once, too
 
     def close(self) -> None:
         self._bar.close()
