@@ -1,4 +1,4 @@
-"""The engine: continuous batching of sequences over one model and one cache. A step is schedule, run, postprocess."""
+"""The engine: continuous batching of sequences with one model and one cache. A step is schedule, prefill, decode."""
 
 import itertools
 from dataclasses import dataclass
@@ -14,39 +14,35 @@ from .params import SamplingParams
 from .sampling import penalised, sample, uniform
 from .scheduler import CHUNK, Scheduler, Sequence
 
-WIDTHS = (8, 16, 24, 32, 48, 64, 96, 128, 192, CHUNK)  # a prompt's chunk is padded to one of these
-_ids = itertools.count()  # of sequences: no two of a process are the same, whatever their engine
+WIDTHS = (8, 16, 24, 32, 48, 64, 96, 128, 192, CHUNK)  # a prefill chunk is padded to one of these lengths
+_ids = itertools.count()  # ids of sequences, unique in the process, also across engines
 
 
 @dataclass(frozen=True)
 class Token:
-    """One token of a sequence; the numbers are there where they were asked for."""
+    """One token of a sequence, with log-probabilities where the parameters ask for them."""
 
     id: int
-    logprob: float | None = None  # of the token itself; None for a prompt's first
+    logprob: float | None = None  # of this token; None for the first token of a prompt
     alternatives: tuple[tuple[int, float], ...] = ()  # (id, logprob), the most likely first
 
 
 @dataclass(frozen=True)
 class Output:
-    """What a step brought one sequence."""
+    """What a step adds to one sequence."""
 
-    id: int
-    tokens: tuple[Token, ...]  # newly drawn; <|endoftext|> is never among them
-    prompt: tuple[Token, ...] = ()  # once, with the first output, where params.prompt_logprobs
-    finish_reason: str | None = None  # "stop" (the model ended the text), "length", or None: it goes on
-    slides: int = 0
+    id: int  # of the sequence
+    tokens: tuple[Token, ...]  # the new tokens, without <|endoftext|>
+    prompt: tuple[Token, ...] = ()  # the prompt's tokens, with the first output, where params.prompt_logprobs is set
+    finish_reason: str | None = None  # "stop" (the model ended the text), "length", or None while the text goes on
+    slides: int = 0  # how often the window was moved on
 
 
 class Engine:
-    """Generates for many sequences at once.
+    """Generates many sequences at once, at most `n_slots`; the others wait. One thread owns the engine and its model.
 
-    Every sequence gets the text it would get alone. On a CPU that holds bit for bit: a prompt is read by itself, in
-    chunks cut at fixed places, and rows are decoded together in numbers that leave each row's bits as they are.
-
-    Args:
-        model: evaluated, and used by this thread alone.
-        n_slots: the most sequences that run at once; the others wait.
+    Every sequence gets the text that it would get alone. On a CPU it gets the same bits: a prompt is read by itself, in
+    chunks cut at fixed places, and rows are decoded together only in numbers that do not change the bits of a row.
     """
 
     def __init__(self, model: GPT2, n_slots: int = 16):
@@ -59,11 +55,7 @@ class Engine:
         self._in_step: list[Sequence] = []
 
     def add(self, prompt: list[int], params: SamplingParams) -> int:
-        """Queue a sequence and return its id.
-
-        Raises:
-            ValueError: the prompt is empty or a token is out of range.
-        """
+        """Queue a sequence and return its id. Raises a ValueError where the prompt is empty or a token out of range."""
         if not prompt:
             raise ValueError("the prompt has no tokens; it must have at least one")
         for token in (*prompt, *params.logit_bias):
@@ -77,15 +69,12 @@ class Engine:
         return sequence.id
 
     def cancel(self, id: int) -> None:
-        """End a waiting or running sequence; others do not notice. Unknown ids are ignored."""
+        """End a waiting or running sequence, with no effect on the others. Unknown ids are ignored."""
         if id in self._sequences:
             self._finish(self._sequences[id], "cancelled")
 
     def step(self) -> list[Output]:
-        """Let every running sequence read a chunk of its prompt or draw a token.
-
-        An exception leaves the sequences of the step to `fail_step`; the others are untouched.
-        """
+        """Let each running sequence read a chunk of its context or draw a token. If it raises, call `fail_step`."""
         self._in_step = self._scheduler.schedule()
         for group in self._prefill_groups(self._in_step):
             self._prefill(group)
@@ -93,14 +82,14 @@ class Engine:
         return self._decode(self._in_step)
 
     def fail_step(self) -> list[int]:
-        """Free the sequences of a step that raised, and return their ids: its outputs are lost for all of them."""
+        """End the sequences of a step that raised, since their outputs are lost, and return their ids."""
         for sequence in self._in_step:
             self._finish(sequence, "error")
         return [sequence.id for sequence in self._in_step]
 
     def warm_up(self) -> None:
-        """Run each kernel once, so that the first request is as fast as the tenth."""
-        for width in WIDTHS if device.on_gpu() else WIDTHS[:1]:  # a CPU's kernels take any shape
+        """Run each kernel once, so that the first request is as fast as later ones."""
+        for width in WIDTHS if device.on_gpu() else WIDTHS[:1]:  # on a CPU one kernel serves all shapes
             if width < self.block_size:
                 self.add([0] * (width + 1), SamplingParams(max_tokens=2, seed=0))
         while self.has_work:
@@ -123,20 +112,20 @@ class Engine:
         self._sequences.pop(sequence.id, None)
 
     def _prefill_groups(self, sequences: list[Sequence]) -> list[list[Sequence]]:
-        """Sequences to be read together: on a GPU those of one shape; on a CPU, whose bits would change, each alone."""
+        """Sequences to prefill together: on a GPU those of one shape; on a CPU each alone, or its bits would change."""
         groups: dict = {}
         taken: list[Sequence] = []
         for sequence in sequences:
             self._share_prefill(sequence)
             if sequence.is_decoding or any(_can_share(sequence, other) for other in taken):
-                continue  # it takes over what the other reads now
+                continue  # in a later step it copies what the other reads now
             taken.append(sequence)
             shape = _width(sequence.chunk), bucket(sequence.cached + sequence.chunk)
             groups.setdefault(shape if device.on_gpu() else sequence.id, []).append(sequence)
         return list(groups.values())
 
     def _share_prefill(self, sequence: Sequence) -> None:
-        """Take over what another slot has read of the same prompt."""
+        """Copy what another slot holds of the same prompt."""
         for other in self._scheduler.running.values():
             if _can_share(sequence, other) and other.cached > sequence.cached:
                 n = min(other.cached, len(sequence.context) - 1)
@@ -144,7 +133,7 @@ class Engine:
                 sequence.cached = n
 
     def _prefill(self, sequences: list[Sequence]) -> None:
-        """Read the next chunks of contexts, all of one width."""
+        """Read the next chunk of each context; all chunks are padded to one width."""
         slots, starts, counts = zip(*((s.slot, s.cached, s.chunk) for s in sequences))
         width = _width(max(counts))
         chunks = [s.context[s.cached : s.cached + n] + [0] * (width - n) for s, n in zip(sequences, counts)]
@@ -157,14 +146,14 @@ class Engine:
                 self._note_prompt(sequence, row[:n])
 
     def _decode(self, sequences: list[Sequence]) -> list[Output]:
-        """Draw a token for each of the sequences, and end what has come to its end."""
+        """Draw a token for each of the sequences, and end those that are complete."""
         outputs = [self._output(s, None) for s in sequences if s.params.max_tokens == 0]
         sequences = [s for s in sequences if s.params.max_tokens]
         if not sequences:
             return outputs
         groups = itertools.groupby(sequences, lambda s: s.slot // self._row_counts[-1])
         logits = mx.concatenate([self._next_logits(list(group)) for _, group in groups])  # (B, V)
-        log_p = logits - mx.logsumexp(logits, axis=-1, keepdims=True)  # computed where it is asked for
+        log_p = logits - mx.logsumexp(logits, axis=-1, keepdims=True)  # lazy: computed only where a token asks for it
         draws = [uniform(s.params.seed, len(s.generated)) for s in sequences]
         ids = sample(penalised(logits, sequences), sequences, draws)
         mx.eval(ids)
@@ -174,7 +163,7 @@ class Engine:
         return outputs + [self._output(sequence, token) for sequence, token in zip(sequences, tokens)]
 
     def _next_logits(self, sequences: list[Sequence]) -> mx.array:
-        """The logits (B, V) of the next tokens of sequences in neighbouring slots, in the order of the slots."""
+        """The logits (B, V) of the next tokens of sequences, in the order of their slots, which lie in one group."""
         first = sequences[0].slot // self._row_counts[-1] * self._row_counts[-1]
         rows = [s.slot - first for s in sequences]
         n_slots = rows[-1] + 1
@@ -184,7 +173,7 @@ class Engine:
             starts[row], counts[row], last[row] = sequence.cached, 1, sequence.context[-1]
         view = self._cache.extend(list(range(first, first + n_slots)), starts, counts, width=1, n_rows=n_rows)
         logits = self._head(self.model.hidden(mx.array(last)[:, None], cache=view)[:, 0])
-        mx.eval(logits, self._cache.state())  # or the next group would copy the cache
+        mx.eval(logits, self._cache.state())  # now, or the next group would copy the whole cache
         return logits[mx.array(rows)]
 
     def _head(self, hidden: mx.array) -> mx.array:
@@ -208,7 +197,7 @@ class Engine:
         return output
 
     def _note_prompt(self, sequence: Sequence, hidden: mx.array) -> None:
-        """The log-probabilities of the prompt's tokens that follow those just read: hidden (n, C)."""
+        """Note the log-probabilities of the prompt's tokens that follow the n tokens just read: hidden (n, C)."""
         following = sequence.context[sequence.cached - len(hidden) + 1 : sequence.cached + 1]
         logits = self._head(hidden)
         log_p = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
@@ -220,7 +209,7 @@ def _width(n: int) -> int:
 
 
 def _can_share(sequence: Sequence, other: Sequence) -> bool:
-    """Whether a sequence may take over what another reads: the same prompt, the window still at its beginning."""
+    """Whether a sequence may copy what another has read: both have the same prompt, and neither window has moved."""
     return (
         sequence is not other
         and sequence.prompt == other.prompt
@@ -229,7 +218,7 @@ def _can_share(sequence: Sequence, other: Sequence) -> bool:
 
 
 def _token(log_p: mx.array, id: int, params: SamplingParams) -> Token:
-    """A token with what the parameters ask for, from its row of log-probabilities (V,)."""
+    """A token with the log-probabilities that the parameters ask for, from the row log_p (V,)."""
     if params.logprobs is None:
         return Token(id)
     k = params.logprobs

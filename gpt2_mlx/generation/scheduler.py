@@ -6,7 +6,7 @@ from enum import Enum
 
 from .params import SamplingParams
 
-CHUNK = 256  # a prompt is read in chunks of this many tokens, cut at fixed places
+CHUNK = 256  # a context is read in chunks of this many tokens, cut at fixed places
 
 
 class Status(Enum):
@@ -17,10 +17,10 @@ class Status(Enum):
 
 @dataclass(eq=False)
 class Sequence:
-    """One text in the making.
+    """A text that is being generated.
 
-    `context` is what the slot should hold, `cached` how much of it the slot does hold. All but the last token is
-    prefilled; the last is decoded, to draw the next from it.
+    `context` holds the tokens that belong into the slot; the slot holds the first `cached` of them. All but the last
+    one are prefilled. The last one is decoded, and the next token is drawn from its logits.
     """
 
     id: int
@@ -34,14 +34,16 @@ class Sequence:
     generated: list[int] = field(default_factory=list)
     slides: int = 0  # how often the window was moved on
     finish_reason: str | None = None  # "stop", "length", "cancelled" or "error"
-    noted_prompt: list = field(default_factory=list)  # the prompt's tokens with their numbers, until told
+    noted_prompt: list = field(
+        default_factory=list
+    )  # the prompt's tokens with log-probabilities, until they are output
 
     def __post_init__(self):
         self.context = self.prompt[-self.block_size :]
 
     @property
     def chunk(self) -> int:
-        """How many tokens to prefill next: up to the next fixed cut."""
+        """The number of tokens to prefill next: up to the next fixed cut."""
         return min(len(self.context) - 1 - self.cached, CHUNK - self.cached % CHUNK)
 
     @property
@@ -49,7 +51,7 @@ class Sequence:
         return self.cached == len(self.context) - 1
 
     def append(self, token: int) -> None:
-        """Take a drawn token; where the window is full, keep its newer half, to be read again."""
+        """Append a drawn token. Where the window is full, keep its newer half, which is then prefilled again."""
         self.generated.append(token)
         self.context.append(token)
         if len(self.context) > self.block_size:
@@ -59,11 +61,9 @@ class Sequence:
 
 
 class Scheduler:
-    """Admits waiting sequences into free slots, in order, and says which rows each step runs.
+    """Gives free slots to waiting sequences, in order, and decides which sequences each step prefills and decodes.
 
-    Args:
-        n_slots: the most sequences that run at once.
-        prefill_budget: the most prompt tokens that one step reads, so that long prompts do not stall the others.
+    A step reads no further chunk once it has read `prefill_budget` tokens, so that long prompts do not delay others.
     """
 
     def __init__(self, n_slots: int, prefill_budget: int = 2 * CHUNK):
@@ -76,7 +76,7 @@ class Scheduler:
         self.waiting.append(sequence)
 
     def schedule(self) -> list[Sequence]:
-        """Admit what fits; return the sequences whose prompts are to be read on in this step, the oldest first."""
+        """Give out the free slots; return the sequences to prefill in this step, the oldest first."""
         while self.waiting and self._free:
             sequence = self.waiting.popleft()
             sequence.slot = self._free.pop()
@@ -95,7 +95,7 @@ class Scheduler:
         return sorted((s for s in self.running.values() if s.is_decoding), key=lambda s: s.slot)
 
     def finish(self, sequence: Sequence, reason: str) -> None:
-        """End a waiting or running sequence; its slot is free at once. Ending it twice does nothing."""
+        """End a waiting or running sequence and free its slot at once. Ending it twice has no effect."""
         if sequence.status is Status.FINISHED:
             return
         if sequence.status is Status.WAITING:
@@ -103,6 +103,6 @@ class Scheduler:
         else:
             del self.running[sequence.slot]
             self._free.append(sequence.slot)
-            self._free.sort(reverse=True)  # low slots first: rows stay few
+            self._free.sort(reverse=True)  # low slots are given out first, so that a pass has few rows
         sequence.status = Status.FINISHED
         sequence.finish_reason = reason
