@@ -106,14 +106,11 @@ def _parquet(file: BinaryIO, name: str) -> Iterator[str]:
     try:
         table = ParquetFile(file)
         if FIELD not in table.schema_arrow.names:
-            columns = ", ".join(table.schema_arrow.names)
-            raise ValueError(f"{name} has no column {FIELD!r}, but {columns}")
-        row = 0
-        for batch in table.iter_batches(batch_size=256, columns=[FIELD]):
-            for text in batch.column(0).to_pylist():
-                if not isinstance(text, str):
-                    raise ValueError(f"{name}, row {row} has no string {FIELD!r}, but {text!r}")
-                yield text
-                row += 1
+            raise ValueError(f"{name} has no column {FIELD!r}, but {', '.join(table.schema_arrow.names)}")
+        batches = table.iter_batches(batch_size=256, columns=[FIELD])
+        for row, text in enumerate(text for batch in batches for text in batch.column(0).to_pylist()):
+            if not isinstance(text, str):
+                raise ValueError(f"{name}, row {row} has no string {FIELD!r}, but {text!r}")
+            yield text
     except ArrowException as error:
         raise ValueError(f"{name} cannot be read: {str(error).splitlines()[0]}") from None

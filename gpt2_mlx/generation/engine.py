@@ -181,15 +181,13 @@ class Engine:
         return self.model.wte.as_linear(hidden).astype(mx.float32)
 
     def _output(self, sequence: Sequence, token: Token | None) -> Output:
-        reason = "length" if token is None else None
-        tokens: tuple[Token, ...] = ()
-        if token is not None and token.id == tokenizer.EOT:
+        tokens, reason = (), "length"  # of a sequence that asks for no token
+        if token and token.id == tokenizer.EOT:
             reason = "stop"
-        elif token is not None:
+        elif token:
             tokens = (token,)
             sequence.append(token.id)
-            if len(sequence.generated) == sequence.params.max_tokens:
-                reason = "length"
+            reason = "length" if len(sequence.generated) == sequence.params.max_tokens else None
         prompt, sequence.noted_prompt = tuple(sequence.noted_prompt), []
         output = Output(sequence.id, tokens, prompt, reason, sequence.slides)
         if reason:
@@ -219,11 +217,9 @@ def _can_share(sequence: Sequence, other: Sequence) -> bool:
 
 def _token(log_p: mx.array, id: int, params: SamplingParams) -> Token:
     """A token with the log-probabilities that the parameters ask for, from the row log_p (V,)."""
-    if params.logprobs is None:
-        return Token(id)
     k = params.logprobs
     if not k:
-        return Token(id, log_p[id].item())
+        return Token(id, None if k is None else log_p[id].item())
     row = np.array(log_p)
     best = np.argpartition(-row, k - 1)[:k]
     best = best[np.lexsort((best, -row[best]))]

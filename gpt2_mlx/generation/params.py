@@ -19,9 +19,7 @@ class About(Doc):
 
 
 MaxTokens = Annotated[int, Ge(0), About("The largest number of tokens to draw.")]
-Temperature = Annotated[
-    float, Ge(0), Le(100), About("The logits are divided by this; 0 takes the likeliest token each time.")
-]
+Temperature = Annotated[float, Ge(0), Le(100), About("The logits are divided by this; 0 takes the likeliest token.")]
 TopK = Annotated[int, Ge(0), About("Draw from this many of the likeliest tokens; 0 is all.")]
 TopP = Annotated[
     float, Ge(0), Le(1), About("Draw from the fewest tokens whose probabilities sum to at least this; 1 is all.")
@@ -29,13 +27,9 @@ TopP = Annotated[
 MinP = Annotated[
     float, Ge(0), Le(1), About("Draw from tokens that are at least this times as likely as the likeliest; 0 is all.")
 ]
-RepetitionPenalty = Annotated[
-    float, Ge(0.01), Le(100), About("More than 1 makes tokens of the prompt and of the text less likely.")
-]
-PresencePenalty = Annotated[float, Ge(-2), Le(2), About("Subtracted from the logits of tokens drawn before.")]
-FrequencyPenalty = Annotated[
-    float, Ge(-2), Le(2), About("Subtracted from the logits of tokens drawn before, times how often they were drawn.")
-]
+RepetitionPenalty = Annotated[float, Ge(0.01), Le(100), About("Above 1, tokens of prompt and text get less likely.")]
+PresencePenalty = Annotated[float, Ge(-2), Le(2), About("Subtracted from the logit of a token that was drawn before.")]
+FrequencyPenalty = Annotated[float, Ge(-2), Le(2), About("Subtracted from a token's logit for each time it was drawn.")]
 LogitBias = Annotated[dict[int, float], About("Added to the logits of tokens, by token id.")]
 Seed = Annotated[int, Ge(0), Le(2**64 - 1), About("The seed of the draws: the same seed gives the same text.")]
 

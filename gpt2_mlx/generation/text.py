@@ -4,7 +4,7 @@ import re
 import secrets
 from collections.abc import Iterator, Sequence
 
-import tiktoken
+from tiktoken import Encoding
 
 from ..model import GPT2
 from ..tokenizer import StreamingDecoder
@@ -23,7 +23,7 @@ class TextStream:
     ends before the stop string that is complete first, or after its first sentence where `whole_sentence` is set.
     """
 
-    def __init__(self, encoding: tiktoken.Encoding, stop: tuple[str, ...] = (), whole_sentence: bool = False):
+    def __init__(self, encoding: Encoding, stop: tuple[str, ...] = (), whole_sentence: bool = False):
         self.stopped = False  # whether the text has ended so; further ids are ignored
         self.n_given = 0  # characters returned so far
         self._stop = stop
@@ -75,13 +75,7 @@ class TextStream:
 
 
 def stream(
-    model: GPT2,
-    tokenizer: tiktoken.Encoding,
-    prompt: str,
-    *,
-    stop: Sequence[str] = (),
-    seed: int | None = None,
-    **params,
+    model: GPT2, tokenizer: Encoding, prompt: str, *, stop: Sequence[str] = (), seed: int | None = None, **params
 ) -> Iterator[str]:
     """Yield the text that follows the prompt as it is generated, in whole characters.
 
@@ -103,7 +97,7 @@ def stream(
         yield given
 
 
-def generate(model: GPT2, tokenizer: tiktoken.Encoding, prompt: str, **params) -> str:
+def generate(model: GPT2, tokenizer: Encoding, prompt: str, **params) -> str:
     """The prompt and the text that follows it. Arguments as `stream`."""
     return prompt + "".join(stream(model, tokenizer, prompt, **params))
 

@@ -22,10 +22,9 @@ class Report:
 
     def __init__(self, run: Path, step: int, config: TrainConfig):
         self._log = run / "metrics.jsonl" if ranks.is_first() else Path(os.devnull)
-        self._max_steps, self._log_interval = config.max_steps, config.log_interval
-        self._tokens_per_step = config.grad_accum_steps * config.batch_size * config.block_size
+        self._config = config
         hidden = None if ranks.is_first() else True  # None: no bar where stderr is no terminal
-        self._bar = tqdm(initial=step, total=self._max_steps, unit="step", disable=hidden, dynamic_ncols=True)
+        self._bar = tqdm(initial=step, total=config.max_steps, unit="step", disable=hidden, dynamic_ncols=True)
         self._steps, self._seconds, self._loss = 0, 0.0, 0.0  # sums since the last train event
 
     def step(self, progress: Progress, loss: float, lr: float, grad_norm: float, taken: bool, seconds: float) -> None:
@@ -36,20 +35,20 @@ class Report:
         if not taken:
             metrics.write(self._log, "skip", step, loss=loss, grad_norm=grad_norm, loss_scale=scale)
             self.say(f"step {step}: skipped, its gradients are not finite (loss {loss}, loss scale now {scale:g})")
-        if step == 1 or step % self._log_interval == 0 or step == self._max_steps:
+        if step == 1 or step % self._config.log_interval == 0 or step == self._config.max_steps:
             self._train_event(step, lr, grad_norm, progress.elapsed_s)
 
     def _train_event(self, step: int, lr: float, grad_norm: float, elapsed_s: float) -> None:
-        loss, seconds = self._loss / self._steps, self._seconds / self._steps
-        speed = self._tokens_per_step / seconds
+        config, loss, seconds = self._config, self._loss / self._steps, self._seconds / self._steps
+        speed = config.grad_accum_steps * config.batch_size * config.block_size / seconds
         numbers = {"loss": loss, "lr": lr, "grad_norm": grad_norm, "elapsed_s": round(elapsed_s, 3)}
         memory = round(device.peak_memory_gb(), 3)
         metrics.write(self._log, "train", step, **numbers, tokens_per_s=round(speed, 1), peak_memory_gb=memory)
         self._bar.set_postfix_str(f"loss {loss:.3f}, {speed:,.0f} tokens/s")
         if self._bar.disable:
-            left = tqdm.format_interval((self._max_steps - step) * seconds)
+            left = tqdm.format_interval((config.max_steps - step) * seconds)
             self.say(
-                f"step {step:>6}/{self._max_steps} | loss {loss:.4f} | lr {lr:.2e}"
+                f"step {step:>6}/{config.max_steps} | loss {loss:.4f} | lr {lr:.2e}"
                 f" | norm {grad_norm:.2f} | {speed:,.0f} tokens/s | {left} left"
             )
         self._steps, self._seconds, self._loss = 0, 0.0, 0.0

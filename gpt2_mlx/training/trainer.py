@@ -63,7 +63,9 @@ class Trainer:
             self._validate()  # the loss before fine-tuning
             self.save()
         batches = self._read(progress.step)
-        while progress.step < config.max_steps and not self._out_of_patience() and not ranks.agree(self.stop_reason):
+        while progress.step < config.max_steps and not ranks.agree(self.stop_reason):
+            if 0 < config.patience <= progress.evals_since_best:
+                break
             batches = self._take_step(batches)
             self._between_steps()
 
@@ -100,9 +102,6 @@ class Trainer:
     def _validate(self) -> None:
         loss = self.evaluate("val")
         self._report.validation(self.progress.step, loss, is_best=self.progress.count_validation(loss))
-
-    def _out_of_patience(self) -> bool:
-        return 0 < self.config.patience <= self.progress.evals_since_best
 
     def _test(self) -> None:
         """Test the weights with the best validation loss and show samples of them; they stay in the model."""
