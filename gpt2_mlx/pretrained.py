@@ -11,10 +11,10 @@ from .model import GPT2
 
 OPENAI = {name: f"openai-community/{name}" for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")}
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-_OTHER_TOKENIZERS = ("vocab.txt", "*.model")
+_TOKENIZERS = ("vocab.json", "tokenizer.json", "vocab.txt", "*.model")  # the last two are other models' vocabularies
 # The files to fetch from a hub model: no pickles, and no copies of the weights for other programs.
 _WEIGHTS = ("model.safetensors", "model-*.safetensors", "model.safetensors.index.json")
-_FILES = ["config.json", *_WEIGHTS, "vocab.json", "tokenizer.json", *_OTHER_TOKENIZERS]
+_FILES = ["config.json", *_WEIGHTS, *_TOKENIZERS]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,15 +75,11 @@ def _fetch(name: str) -> Path:
 
 def _check_tokenizer(folder: Path) -> None:
     """Raise a ValueError where a folder's vocabulary is not GPT-2's. It may have further tokens."""
-    vocab, whole = folder / "vocab.json", folder / "tokenizer.json"
-    file = next((file for file in (vocab, whole) if file.is_file()), None)
-    if file is None:
-        file = next((file for pattern in _OTHER_TOKENIZERS for file in folder.glob(pattern)), None)
-        is_gpt2s = file is None
-    else:
-        content, own = file.read_bytes(), (tokenizer.ASSETS / "encoder.json").read_bytes()
-        is_gpt2s = content == own or _ids(content).items() >= _ids(own).items()
-    if not is_gpt2s:
+    file = next((file for pattern in _TOKENIZERS for file in folder.glob(pattern)), None)
+    if file is None:  # a folder without a vocabulary is taken to have GPT-2's
+        return
+    content, own = file.read_bytes(), (tokenizer.ASSETS / "encoder.json").read_bytes()
+    if content != own and not _ids(content).items() >= _ids(own).items():
         raise ValueError(f"{file} is not GPT-2's vocabulary: a model with a tokenizer of its own cannot be used")
 
 

@@ -46,8 +46,7 @@ def training(_: Path) -> Finding:
     tflops = speed * flops_per_token(model) / 1e12
     words, share = share_of_tflops(device.chip(), tflops)
     text = f"{preset()}, {shape[0]} x {shape[1]} tokens: {speed:,.0f} tokens/s, {tflops:.3f} TFLOP/s ({words})"
-    numbers = {"tokens_per_s": speed, "tflops": tflops, "share_of_peak": share, "first_step_s": first}
-    return Finding(True, text, numbers)
+    return Finding(True, text, {"tokens_per_s": speed, "tflops": tflops, "share_of_peak": share, "first_step_s": first})
 
 
 def flops_per_token(model: GPT2) -> int:

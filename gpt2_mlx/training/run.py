@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TextIO
 
 import mlx.core as mx
 from mlx.utils import tree_map
@@ -12,7 +11,7 @@ from mlx.utils import tree_map
 from .. import checkpoint, device, metrics
 from ..corpus.dataset import SPLITS, TokenDataset
 from ..corpus.source import Source
-from ..files import lock, new_file, read_json, remove_leftovers, write_json
+from ..files import lock, new_file, read_json, write_json
 from ..model import GPT2
 from . import ranks, step
 from .config import TrainConfig
@@ -37,7 +36,7 @@ def opened(settled: Settled) -> Iterator[Trainer]:
     if key != dataset.key:
         raise ValueError(f"{', '.join(map(str, source.files))} is not the text that {run} began to learn from")
     model = _model(config, init, run / "latest" if resuming else init)
-    with _claimed(run) if ranks.is_first() else nullcontext():
+    with lock(run) if ranks.is_first() else nullcontext():
         trainer = Trainer(config, step.build(config, model), dataset, run)
         if resuming and ranks.is_first():
             trainer.restore((run / "latest").resolve())
@@ -49,14 +48,6 @@ def opened(settled: Settled) -> Iterator[Trainer]:
             metrics.rewind(run / "metrics.jsonl", done if resuming else -1)
             _write_facts(trainer, source, "resume" if resuming else "start")
         yield trainer
-
-
-def _claimed(run: Path) -> TextIO:
-    """Make the run folder and lock it for as long as the returned file is open."""
-    run.mkdir(parents=True, exist_ok=True)
-    held = lock(run)
-    remove_leftovers(run)
-    return held
 
 
 def _model(config: TrainConfig, init: Path | None, like: Path | None) -> GPT2:
