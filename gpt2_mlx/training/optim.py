@@ -23,7 +23,7 @@ def learning_rate(step: int, config: TrainConfig) -> float:
 
 
 class _Guarded(optim.Optimizer):
-    """An optimizer of MLX that can leave out a step."""
+    """An optimizer of MLX that can skip a step."""
 
     def apply_gradients(self, gradients: dict, parameters: dict, rate: mx.array, taken: mx.array) -> dict:
         """The new parameters. Where the scalar `taken` is false, the parameters and the state keep their values."""
@@ -124,15 +124,10 @@ def guarded_update(
     return norm, taken
 
 
-def set_state(optimizer: Rules, state: dict) -> None:
-    """Give the optimizer another state of the same shape."""
-    _assign(optimizer.state, state)
-
-
-def _assign(tree: dict | list, other: dict | list) -> None:
-    """Replace the arrays of a tree in place, since mx.compile identifies its state by the containers."""
-    for key in tree if isinstance(tree, dict) else range(len(tree)):
-        if isinstance(tree[key], mx.array):
-            tree[key] = other[key]
+def set_state(state: dict | list, other: dict | list) -> None:
+    """Replace the arrays of an optimizer's state in place, since mx.compile identifies its state by the containers."""
+    for key in state if isinstance(state, dict) else range(len(state)):
+        if isinstance(state[key], mx.array):
+            state[key] = other[key]
         else:
-            _assign(tree[key], other[key])
+            set_state(state[key], other[key])

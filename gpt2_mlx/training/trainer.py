@@ -26,7 +26,7 @@ FINAL_SAMPLES = 5
 class Trainer:
     """Trains the model of a step, for resolved settings, and writes the run folder, which must exist.
 
-    Of several processes that train together each has a trainer, and only the first one's writes.
+    If several processes train together, each has a trainer, and only that of the first process writes.
     """
 
     def __init__(self, config: TrainConfig, step: Step, dataset: TokenDataset, run: Path):
@@ -150,7 +150,7 @@ class Trainer:
         """Go back to the state that `save` wrote."""
         checkpoint.load_weights(folder, self.model)
         arrays, state = checkpoint.load_training(folder, self.optimizer.state)
-        optim.set_state(self.optimizer, arrays)
+        optim.set_state(self.optimizer.state, arrays)
         for name in ("seed", "position"):  # they follow from the settings and the step
             state.pop(name, None)
         try:
@@ -161,6 +161,6 @@ class Trainer:
     def share(self) -> None:
         """Give every process the state of the first one, since only that one reads the run folder."""
         self.model.update(ranks.share(self.model.parameters()))
-        optim.set_state(self.optimizer, ranks.share(self.optimizer.state))
+        optim.set_state(self.optimizer.state, ranks.share(self.optimizer.state))
         self.progress = Progress(**ranks.ask_first(lambda: dataclasses.asdict(self.progress)))
         self._saved_step = self.progress.step
