@@ -58,7 +58,7 @@ def find(source: str | Path) -> Path:
 
 def _fetch(name: str) -> Path:
     """The folder of a hub model in huggingface_hub's cache, which HF_HOME moves; HF_HUB_OFFLINE=1 forbids fetching."""
-    from huggingface_hub import snapshot_download  # takes half a second, which only those who fetch should wait
+    from huggingface_hub import snapshot_download  # here, since this takes half a second and only fetching needs it
     from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 
     try:

@@ -44,7 +44,7 @@ def pieces(file: BinaryIO, name: str) -> Iterator[tuple[bool, str]]:
 
 
 def cut(blocks: Iterable[str]) -> Iterator[str]:
-    """Yield a document, which comes in blocks cut anywhere, in pieces whose tokens are its own; at least one."""
+    """Yield the pieces of a document, at least one; its blocks may be cut anywhere, and the tokens stay the same."""
     rest = ""
     for block in blocks:
         rest += block

@@ -25,7 +25,7 @@ class DataLoader:
         self._epoch, self._offset, self._order = -1, 0, np.empty(0)
 
     def micro_batch(self, number: int) -> Windows:
-        """Micro-batch 0, 1, 2, ... of a training, whatever was read before: (B, T) tokens and targets, int32."""
+        """Micro-batch 0, 1, 2, ... of a training: tokens and targets, (B, T) int32. They may be read in any order."""
         first = number * self._batch_size
         windows = np.stack([self._window(first + row) for row in range(self._batch_size)])  # (B, T + 1)
         return windows[:, :-1], windows[:, 1:]

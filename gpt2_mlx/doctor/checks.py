@@ -138,7 +138,7 @@ def resume(folder: Path) -> Finding:
     last = "step-00000004"
     files = [f"{last}/{name}" for name in ("model.safetensors", "optimizer.safetensors")]
     if all((resumed.run / file).read_bytes() == (straight.run / file).read_bytes() for file in files):
-        return Finding(True, "bit for bit that of an undisturbed run")
+        return Finding(True, "the same bits as a run that was never stopped")
     begun, ended, other = (
         np.concatenate([p.ravel() for p in _as_float64(model).values()])
         for model in (_model(straight.model.config), straight.model, resumed.model)
@@ -146,7 +146,7 @@ def resume(folder: Path) -> Finding:
     error = float(np.linalg.norm(other - ended) / np.linalg.norm(ended - begun))
     if device.on_gpu():  # a GPU adds up the gradient of an embedding in no fixed order
         return within(error, 0.01, "not bit for bit on this GPU; relative to what was learnt,")
-    return Finding(False, f"not that of an undisturbed run: {error:.1e} of what was learnt", {"error": error})
+    return Finding(False, f"not the bits of a run without a stop: {error:.1e} of what was learnt", {"error": error})
 
 
 def cached(_: Path) -> Finding:
@@ -168,7 +168,7 @@ def batched(_: Path) -> Finding:
     together = _generate(Engine(model, 4), prompts, max_tokens=24)
     alone = [_generate(Engine(model, 4), [prompt], first_seed=i, max_tokens=24)[0] for i, prompt in enumerate(prompts)]
     same = sum(a == b for a, b in zip(together, alone))
-    return Finding(same == len(prompts), f"{same} of {len(prompts)} texts are those they are alone")
+    return Finding(same == len(prompts), f"{same} of {len(prompts)} texts are the same as alone")
 
 
 def _generate(engine: Engine, prompts: list[list[int]], first_seed: int = 0, **params) -> list[list]:

@@ -12,8 +12,8 @@ from .. import elementwise
 from .params import SamplingParams
 from .scheduler import Sequence
 
-FEW, MANY = 64, 1024  # the numbers of likeliest tokens that are sorted, since sorting all V takes long
-GROUP = 32  # tokens per group: the likeliest ones are searched only in the groups with the largest logits
+FEW, MANY = 64, 1024  # only this many of the likeliest tokens are sorted, which is enough for nearly all rows
+GROUP = 32  # tokens per group: the likeliest tokens are searched only in the groups with the largest logits
 
 
 def uniform(seed: int, position: int) -> float:

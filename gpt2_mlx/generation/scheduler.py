@@ -19,8 +19,8 @@ class Status(Enum):
 class Sequence:
     """A text that is being generated.
 
-    `context` holds the tokens that belong into the slot; the slot holds the first `cached` of them. All but the last
-    one are prefilled. The last one is decoded, and the next token is drawn from its logits.
+    `context` is what belongs in the slot, and the slot holds the first `cached` tokens of it. All but the last token
+    are prefilled. The last one is decoded, and the next token is drawn from its logits.
     """
 
     id: int
@@ -34,9 +34,7 @@ class Sequence:
     generated: list[int] = field(default_factory=list)
     slides: int = 0  # how often the window was moved on
     finish_reason: str | None = None  # "stop", "length", "cancelled" or "error"
-    noted_prompt: list = field(
-        default_factory=list
-    )  # the prompt's tokens with log-probabilities, until they are output
+    noted_prompt: list = field(default_factory=list)  # the prompt's tokens with log-probabilities, until output
 
     def __post_init__(self):
         self.context = self.prompt[-self.block_size :]

@@ -36,7 +36,7 @@ class TrainConfig:
     """Run folder. Default: checkpoints/<data>-<preset>, or <data>-<last part of --init-from>."""
     resume: bool = False
     """Go on from the run's latest checkpoint, with the settings that the run was started with; without a checkpoint,
-    start."""
+    start a new run."""
     max_steps: int | None = None
     """Optimizer steps; the learning rate's cosine ends there. Default: the preset's, as for the next ones."""
     batch_size: int | None = None
@@ -69,8 +69,7 @@ class TrainConfig:
     eval_interval: int | None = None
     """Steps between two validation losses. Default: a quarter of max_steps, at least 25."""
     eval_tokens: int = 1_000_000
-    """Tokens of val and of test that their losses are over, from the split's start; 0 is all. A tenth of a large text
-    takes hours."""
+    """Tokens from the start of val and of test that are evaluated; 0 is all. A tenth of a large text takes hours."""
     log_interval: int = 10
     """Steps between two lines of the log."""
     sample_interval: int | None = None

@@ -43,8 +43,7 @@ def choose(config: TrainConfig, given: bool) -> TrainConfig:
 
 
 def measure(config: TrainConfig) -> tuple[float, float]:
-    """The seconds and the peak memory in bytes of a step of one micro-batch; the first step, which compiles, is left
-    out."""
+    """The seconds and the peak memory in bytes of a step of one micro-batch, after a step that compiles it."""
     model = GPT2(config.model_config(), config.seed)
     take_step = step.build(config, model)
     tokens = mx.arange(config.batch_size * config.block_size).reshape(config.batch_size, -1) % model.config.vocab_size
@@ -65,7 +64,9 @@ def report(config: TrainConfig) -> str:
 
     def row(way: TrainConfig) -> str:
         size = memory.peak(way, processes)
-        passes = 4 / 3 if way.grad_checkpoint > config.grad_checkpoint else 1  # a second forward pass; backward is two
+        passes = (
+            4 / 3 if way.grad_checkpoint > config.grad_checkpoint else 1
+        )  # one more forward pass; a backward pass takes two
         note = "  this run" if way == config else "" if size <= budget else "  does not fit"
         sizes = f"{way.batch_size:>12}  {way.grad_accum_steps:>18}  {'yes' if way.grad_checkpoint else 'no':>17}"
         return f"{sizes}  {size / 1e9:>7.2f}  {per_step * passes:>7.2f}{note}"

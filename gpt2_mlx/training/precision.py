@@ -3,7 +3,7 @@
 import mlx.core as mx
 from mlx.utils import tree_map_with_path
 
-FIRST_SCALE = 2.0**8  # for a loss summed over tokens; their mean would need one thousands of times as large
+FIRST_SCALE = 2.0**8  # for the loss summed over tokens; their mean loss would need thousands of times as much
 GROWTH_STEPS = 2000  # steps in a row without an overflow before the scale is doubled
 
 
@@ -21,7 +21,7 @@ def lowered(parameters: dict, dtype: str) -> dict:
 
 
 def first_scale(dtype: str) -> float:
-    """The factor of a run's first losses. In float16 many gradients would be 0 without it: its least number is 6e-8."""
+    """The loss scale of a run's first step. Without one, gradients below 6e-8 would become 0 in float16."""
     return FIRST_SCALE if dtype == "float16" else 1.0
 
 

@@ -1,4 +1,4 @@
-"""Open a run: from settled settings to a trainer that is ready, in a run folder that says how it was made."""
+"""Open a run: from its settings to a trainer that is ready, in a run folder that says how it was made."""
 
 import dataclasses
 from collections.abc import Iterator

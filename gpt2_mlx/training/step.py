@@ -87,7 +87,7 @@ class Step:
         return scale * loss, count
 
     def update(self, sums: tuple, scale: mx.array, rate: mx.array) -> tuple[mx.array, mx.array, mx.array]:
-        """Take the step for this process's sums of what `gradients` returns. Returns as `__call__`."""
+        """Take the step, given the sums of this process's results of `gradients`. Returns as `__call__`."""
         loss, count, gradients = ranks.mean(sums)
         count = scale * count
         outcome = optim.guarded_update(self.model, self.optimizer, gradients, count, rate, self.config.grad_clip)
