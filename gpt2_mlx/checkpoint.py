@@ -116,10 +116,7 @@ def load_training(folder: Path, optimizer_state: dict) -> tuple[dict, dict]:
 
 
 def resolve(path: Path) -> Path:
-    """The checkpoint folder that a path means: the folder itself, or the best, else the latest checkpoint of a run.
-
-    Raises a ValueError where there is none.
-    """
+    """The checkpoint folder at a path, or a run's best or else latest one. Raises a ValueError where there is none."""
     for folder in (path, linked(path, "best"), linked(path, "latest")):
         if (folder / "config.json").is_file():
             return folder
@@ -160,10 +157,7 @@ def _is_whole(folder: Path) -> bool:
 
 
 def newest_run(folder: Path, file: str = "latest/config.json") -> Path:
-    """The run in a folder whose `file` is the newest; by default the run that saved a checkpoint last.
-
-    Raises a ValueError where there is none.
-    """
+    """The run in a folder whose `file` is the newest. Raises a ValueError where there is none."""
     runs = [run for run in folder.glob("*") if (run / file).is_file()]
     if not runs:
         raise ValueError(f"there is no run under {folder}/: train one first with `{cli.command('train')}`, or name one")

@@ -79,25 +79,23 @@ def remove_folder(path: Path) -> None:
 
 
 def lock(folder: Path, wait: bool = False) -> TextIO:
-    """Lock a folder for this process until the returned file is closed or the process ends.
+    """Lock a folder, which is made if need be, until the returned file is closed or the process ends.
 
-    Where another process has locked it: wait for that if `wait`, else raise a ValueError.
+    Unfinished files and folders that a killed process left in it are deleted. Where another process has locked it: wait
+    for that process if `wait`, else raise a ValueError.
     """
+    folder.mkdir(parents=True, exist_ok=True)
     file = (folder / ".lock").open("w")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
         raise ValueError(f"{folder} is in use by another process") from None
-    return file
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Delete the unfinished files and folders that a killed process left in a folder."""
     for aside in folder.glob(".*.tmp"):
         if aside.is_dir() and not aside.is_symlink():
             shutil.rmtree(aside, ignore_errors=True)
         else:
             aside.unlink(missing_ok=True)
+    return file
 
 
 def read_json(path: Path) -> dict:

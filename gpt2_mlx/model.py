@@ -164,7 +164,7 @@ class GPT2(nn.Module):
     def quantize(self, bits: int) -> None:
         """Round the matrices and the tied head to `bits` per weight; positions, LayerNorms and biases stay as they are.
 
-        Each 64 weights of a row (32 where 64 does not divide n_embd) share a scale and an offset, which add half a bit
+        Every 64 weights of a row (32 where 64 does not divide n_embd) share a scale and an offset, which add half a bit
         per weight in float16. Raises a ValueError where the model is quantised already or 32 does not divide n_embd.
         """
         if self.quantization:

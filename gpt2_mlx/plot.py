@@ -38,7 +38,7 @@ def svg(run: Path, ink: str, accent: str) -> bytes:
 
 def _figure(runs: list[Path], x: str, size: tuple[float, float], ink: str = "black", accents: tuple[str, ...] = ()):
     curves = [Curve(run, x) for run in runs]
-    from matplotlib.figure import Figure  # takes half a second, which only those who draw should wait
+    from matplotlib.figure import Figure  # here, since this takes half a second and only drawing needs it
 
     figure = Figure(figsize=size, dpi=150, layout="constrained")
     axes = figure.add_subplot()

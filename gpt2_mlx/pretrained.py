@@ -12,10 +12,10 @@ from .model import GPT2
 
 OPENAI = {name: f"openai-community/{name}" for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")}
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-_OTHER_TOKENIZERS = ("vocab.txt", "*.model")
+_TOKENIZERS = ("vocab.json", "tokenizer.json", "vocab.txt", "*.model")  # the last two are other models' vocabularies
 # The files to fetch from a hub model: no pickles, and no copies of the weights for other programs.
 _WEIGHTS = ("model.safetensors", "model-*.safetensors", "model.safetensors.index.json")
-_FILES = ["config.json", *_WEIGHTS, "vocab.json", "tokenizer.json", *_OTHER_TOKENIZERS]
+_FILES = ["config.json", *_WEIGHTS, *_TOKENIZERS]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +65,7 @@ def is_on_hub(source: str | Path) -> bool:
 
 def _fetch(name: str) -> Path:
     """The folder of a hub model in huggingface_hub's cache, which HF_HOME moves; HF_HUB_OFFLINE=1 forbids fetching."""
-    from huggingface_hub import snapshot_download  # takes half a second, which only those who fetch should wait
+    from huggingface_hub import snapshot_download  # here, since this takes half a second and only fetching needs it
     from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 
     try:
@@ -98,15 +98,11 @@ def _is_whole(folder: Path) -> bool:
 
 def _check_tokenizer(folder: Path) -> None:
     """Raise a ValueError where a folder's vocabulary is not GPT-2's. It may have further tokens."""
-    vocab, whole = folder / "vocab.json", folder / "tokenizer.json"
-    file = next((file for file in (vocab, whole) if file.is_file()), None)
-    if file is None:
-        file = next((file for pattern in _OTHER_TOKENIZERS for file in folder.glob(pattern)), None)
-        is_gpt2s = file is None
-    else:
-        content, own = file.read_bytes(), (tokenizer.ASSETS / "encoder.json").read_bytes()
-        is_gpt2s = content == own or _ids(content).items() >= _ids(own).items()
-    if not is_gpt2s:
+    file = next((file for pattern in _TOKENIZERS for file in folder.glob(pattern)), None)
+    if file is None:  # a folder without a vocabulary is taken to have GPT-2's
+        return
+    content, own = file.read_bytes(), (tokenizer.ASSETS / "encoder.json").read_bytes()
+    if content != own and not _ids(content).items() >= _ids(own).items():
         raise ValueError(f"{file} is not GPT-2's vocabulary: a model with a tokenizer of its own cannot be used")
 
 

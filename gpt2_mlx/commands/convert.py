@@ -18,9 +18,9 @@ class Convert:
     folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DST")]
     """The folder to write; it must not exist."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    """Type of the weights; of a quantised model, of all that is not. Default: as they are stored."""
+    """Type of the weights; in a quantised model, of those that are not quantised. Default: the stored type."""
     quantize: Literal[8, 4] | None = None
-    """Round the matrices to 8 or 4 bits a weight. mlx_lm opens such a folder, transformers does not."""
+    """Round the matrices to 8 or 4 bits per weight. mlx_lm opens such a folder, transformers does not."""
 
 
 def main() -> None:

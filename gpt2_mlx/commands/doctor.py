@@ -1,4 +1,4 @@
-"""gpt2-mlx doctor: whether everything holds on this machine, in half a minute."""
+"""gpt2-mlx doctor: check in half a minute that everything works on this machine."""
 
 import json
 import sys
@@ -12,11 +12,11 @@ from ..doctor.finding import Finding
 
 @dataclass(frozen=True)
 class Doctor:
-    """Check this machine: mathematics, training, generation, speed and memory, a line each. Exit status 1 if one is
-    not ok. It writes to a temporary folder only."""
+    """Check this machine: mathematics, training, generation, speed and memory, one line per check. The exit status is 1
+    if a check fails. It writes only to a temporary folder."""
 
     json: bool = False
-    """Print a report in JSON to stdout, to attach to a bug; the lines go to stderr."""
+    """Print a report in JSON to stdout, to attach to a bug report; the lines go to stderr."""
     device: Literal["auto", "gpu", "cpu"] = "auto"
     """Where to compute."""
 
@@ -26,8 +26,8 @@ def main() -> None:
     device.select(flags.device)
     out = sys.stderr if flags.json else sys.stdout
     facts = examination.facts()
-    for part in facts.values():
-        print(", ".join(f"{name} {value}" for name, value in part.items()), file=out, flush=True)
+    for group in facts.values():
+        print(", ".join(f"{name} {value}" for name, value in group.items()), file=out, flush=True)
 
     def tell(name: str, finding: Finding, seconds: float) -> None:
         verdict = "ok    " if finding.ok else "NOT OK"
@@ -36,8 +36,8 @@ def main() -> None:
     results = examination.examine(tell)
     failed = [result["check"] for result in results if not result["ok"]]
     seconds = sum(result["seconds"] for result in results)
-    told = f"{len(failed)} of {len(results)} checks are NOT OK: {'; '.join(failed)}" if failed else "all is ok"
-    print(f"{told} [{seconds:.0f} s]", file=out)
+    verdict = f"{len(failed)} of {len(results)} checks are NOT OK: {'; '.join(failed)}" if failed else "all is ok"
+    print(f"{verdict} [{seconds:.0f} s]", file=out)
     if flags.json:
         print(json.dumps({"ok": not failed, **facts, "checks": results}, indent=2, ensure_ascii=False))
     raise SystemExit(1 if failed else 0)

@@ -1,4 +1,4 @@
-"""gpt2-mlx evaluate: what a model makes of a text, and of HellaSwag."""
+"""gpt2-mlx evaluate: how well a model predicts a text and answers HellaSwag."""
 
 import dataclasses
 import json
@@ -26,14 +26,14 @@ class Evaluate(LoadConfig):
     checkpoint: Annotated[str, tyro.conf.Positional]
     """Run (its best checkpoint), checkpoint folder, gpt2 ... gpt2-xl, or owner/name on the hub."""
     data: str | None = None
-    """The text: tinyshakespeare, shakespeare, a UTF-8 text file, or a folder of .txt files."""
+    """The text: tinyshakespeare, shakespeare, a file, a folder of files, or a folder of token shards, as for train."""
     split: Literal["train", "val", "test", "all"] = "test"
-    """Which part of it: the first 80 %, the next 10 %, the last 10 %, or all."""
+    """The part of the text: its first 80 %, the next 10 %, the last 10 %, or all."""
     stride: int | None = None
-    """Tokens between the beginnings of two windows of block_size. Each token counts once: with less than block_size it
-    has more than block_size - stride tokens before it, at the cost of more windows. Default: block_size."""
+    """Tokens between the beginnings of two windows. Each token counts once. With a smaller stride it is predicted from
+    more tokens, more than block_size - stride, but there are more windows to read. Default: block_size."""
     hellaswag: Path | None = None
-    """A file of HellaSwag items, one JSON object a line with ctx, endings and label, such as hellaswag_val.jsonl."""
+    """A file of HellaSwag items, one JSON object per line with ctx, endings and label, such as hellaswag_val.jsonl."""
     batch_size: int = 8
     """Windows to score at once."""
     json: bool = False
@@ -47,11 +47,7 @@ def main() -> None:
 
 
 def score(flags: Evaluate) -> dict:
-    """What there is to tell, for programs.
-
-    Raises:
-        ValueError: there is nothing to score on, or it does not fit the model.
-    """
+    """The scores that --json prints. Raises a ValueError where there is nothing to score or it does not fit."""
     if flags.data is None and flags.hellaswag is None:
         raise ValueError("there is nothing to score on: give --data, --hellaswag or both")
     if flags.batch_size < 1:
@@ -63,8 +59,8 @@ def score(flags: Evaluate) -> dict:
     if flags.data is not None:
         facts["text"] = _text_facts(flags, model, encoding)
     if items:
-        right = hellaswag.score(model, encoding, items, flags.batch_size)
-        facts["hellaswag"] = {**dataclasses.asdict(right), "acc_norm": right.acc_norm, "acc": right.acc}
+        result = hellaswag.score(model, encoding, items, flags.batch_size)
+        facts["hellaswag"] = {**dataclasses.asdict(result), "acc_norm": result.acc_norm, "acc": result.acc}
     return facts
 
 
@@ -83,9 +79,9 @@ def _lines(facts: dict) -> Iterator[str]:
         t = facts["text"]
         if t["note"]:
             yield f"NOTE: {t['note']}"
-        part = "the whole text" if t["split"] == "all" else f"split {t['split']}"
+        split = "the whole text" if t["split"] == "all" else f"split {t['split']}"
         windows = f"windows of {t['block_size']} tokens every {t['stride']}"
-        yield f"text:          {t['name']}, {part}: {t['tokens']:,} tokens, {t['bytes']:,} bytes, {windows}"
+        yield f"text:          {t['name']}, {split}: {t['tokens']:,} tokens, {t['bytes']:,} bytes, {windows}"
         yield f"loss:          {_number(t['loss'], '.4f')} nats per token"
         yield f"perplexity:    {_number(t['perplexity'], '.2f')}"
         yield f"bits per byte: {_number(t['bits_per_byte'], '.4f')}"

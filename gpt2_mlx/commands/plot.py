@@ -14,7 +14,7 @@ class PlotConfig:
     """Draw the training and validation loss of one or several runs."""
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
-    """Run folders. Default: the newest under checkpoints/."""
+    """Run folders. Default: the newest one in checkpoints/."""
     out: Path | None = None
     """The figure, .png, .svg or .pdf. Default: loss.png in the first run's folder."""
     x: Literal["step", "tokens", "time"] = "step"

@@ -49,7 +49,7 @@ def greet(trainer: Trainer, source: Source) -> None:
 
 
 def stop_on_signals(trainer: Trainer) -> None:
-    """Have Ctrl-C and SIGTERM end the run after the step in hand; the same signal again ends it at once."""
+    """Let Ctrl-C and SIGTERM end the run after the current step; the same signal again ends it at once."""
 
     def stop(number: int, _) -> None:
         trainer.stop_reason = signal.Signals(number).name

@@ -4,12 +4,11 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from .. import folders, tokenizer
 from ..files import sha256_of_each
 from . import shards
 from .documents import kind
+from .shards import AnyTokens
 from .source import Source
 
 SPLITS = ("train", "val", "test")
@@ -19,7 +18,7 @@ SPLITS = ("train", "val", "test")
 class TokenDataset:
     """The tokens of a text, split by position into the first 80 %, the next 10 % and the last 10 %."""
 
-    tokens: shards.Tokens | np.ndarray  # (n,) uint16, on the disk or in memory
+    tokens: AnyTokens  # (n,) uint16
     key: str = ""  # 24 hexadecimal digits that follow from the files' contents and the vocabulary
 
     @staticmethod
@@ -40,7 +39,7 @@ class TokenDataset:
             shards.prepare(source.name, source.files, folder, key)
             return TokenDataset(*shards.read(folder))
 
-    def split(self, name: str) -> shards.Tokens | np.ndarray:
+    def split(self, name: str) -> AnyTokens:
         """The tokens of the split "train", "val" or "test", or all tokens for "all"."""
         if name == "all":
             return self.tokens

@@ -44,7 +44,7 @@ def pieces(file: BinaryIO, name: str) -> Iterator[tuple[bool, str]]:
 
 
 def cut(blocks: Iterable[str]) -> Iterator[str]:
-    """Yield a document, which comes in blocks cut anywhere, in pieces whose tokens are its own; at least one."""
+    """Yield the pieces of a document, at least one; its blocks may be cut anywhere, and the tokens stay the same."""
     rest, searched = "", 0  # in what was searched there is no place to cut
     for block in blocks:
         rest += block
@@ -110,14 +110,11 @@ def _parquet(file: BinaryIO, name: str) -> Iterator[str]:
     try:
         table = ParquetFile(file)
         if FIELD not in table.schema_arrow.names:
-            columns = ", ".join(table.schema_arrow.names)
-            raise ValueError(f"{name} has no column {FIELD!r}, but {columns}")
-        row = 0
-        for batch in table.iter_batches(batch_size=256, columns=[FIELD]):
-            for text in batch.column(0).to_pylist():
-                if not isinstance(text, str):
-                    raise ValueError(f"{name}, row {row} has no string {FIELD!r}, but {text!r}")
-                yield text
-                row += 1
+            raise ValueError(f"{name} has no column {FIELD!r}, but {', '.join(table.schema_arrow.names)}")
+        batches = table.iter_batches(batch_size=256, columns=[FIELD])
+        for row, text in enumerate(text for batch in batches for text in batch.column(0).to_pylist()):
+            if not isinstance(text, str):
+                raise ValueError(f"{name}, row {row} has no string {FIELD!r}, but {text!r}")
+            yield text
     except ArrowException as error:
         raise ValueError(f"{name} cannot be read: {str(error).splitlines()[0]}") from None

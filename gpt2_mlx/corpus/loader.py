@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from .shards import Tokens
+from .shards import AnyTokens
 
 IGNORE = -1  # the target of a position whose loss is not counted
 Windows = tuple[np.ndarray, np.ndarray]  # tokens and targets, the tokens that follow them: (B, T) int32
@@ -19,13 +19,13 @@ class DataLoader:
     An epoch cuts the tokens into windows of block_size at a random offset and reads each once, in a random order.
     """
 
-    def __init__(self, tokens: Tokens | np.ndarray, batch_size: int, block_size: int, seed: int):
+    def __init__(self, tokens: AnyTokens, batch_size: int, block_size: int, seed: int):
         self._tokens, self._batch_size, self._block_size, self._seed = tokens, batch_size, block_size, seed
         self.windows_per_epoch = max(1, (len(tokens) - block_size) // block_size)
         self._epoch, self._offset, self._order = -1, 0, np.empty(0)
 
     def micro_batch(self, number: int) -> Windows:
-        """Micro-batch 0, 1, 2, ... of a training, whatever was read before: (B, T) tokens and targets, int32."""
+        """Micro-batch 0, 1, 2, ... of a training: tokens and targets, (B, T) int32. They may be read in any order."""
         first = number * self._batch_size
         windows = np.stack([self._window(first + row) for row in range(self._batch_size)])  # (B, T + 1)
         return windows[:, :-1], windows[:, 1:]
@@ -48,7 +48,7 @@ class DataLoader:
 
 
 def evaluation_batches(
-    tokens: Tokens | np.ndarray, batch_size: int, block_size: int, stride: int | None = None
+    tokens: AnyTokens, batch_size: int, block_size: int, stride: int | None = None
 ) -> Iterator[Windows]:
     """Yield batches of windows in which each target of a split counts once; the others are `IGNORE`.
 

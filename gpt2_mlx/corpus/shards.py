@@ -20,7 +20,7 @@ import tiktoken
 from tqdm import tqdm
 
 from .. import device, tokenizer
-from ..files import lock, new_file, remove_leftovers, sha256_of_each, write_json
+from ..files import lock, new_file, sha256_of_each, write_json
 from . import documents
 
 INDEX = "shards.json"
@@ -70,6 +70,9 @@ class Tokens:
         return tokens
 
 
+AnyTokens = Tokens | np.ndarray  # (n,) uint16, on the disk or in memory
+
+
 def read(folder: Path) -> tuple[Tokens, str]:
     """The tokens of a folder and their key. Raises a ValueError with the reason where its shards are not whole."""
     index = _read_index(folder)
@@ -86,7 +89,6 @@ def prepare(name: str, files: tuple[Path, ...], folder: Path, key: str) -> None:
     the text, and `key` is stored. Raises a ValueError, and leaves no shard, where the files hold no token or one of
     them is not what its name says.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     try:
         held = lock(folder)
     except ValueError:
@@ -104,7 +106,6 @@ def prepare(name: str, files: tuple[Path, ...], folder: Path, key: str) -> None:
 
 
 def _write_rest(name: str, files: tuple[Path, ...], folder: Path, key: str) -> None:
-    remove_leftovers(folder)
     index = _begin(folder, key)
     if not index["next"]:
         return

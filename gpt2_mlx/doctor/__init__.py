@@ -1,1 +1,1 @@
-"""The doctor: checks that tell whether everything holds on this very machine."""
+"""The doctor: checks that everything works on the machine at hand."""

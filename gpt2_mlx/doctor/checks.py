@@ -1,4 +1,4 @@
-"""Checks of the mathematics: this machine against NumPy, and each fast way against a plain one."""
+"""Checks of the mathematics: this machine against NumPy, and each fast computation against a plain one."""
 
 import contextlib
 import dataclasses
@@ -32,13 +32,13 @@ SHAPE = GPT2Config(block_size=64, vocab_size=211, n_layer=2, n_head=2, n_embd=12
 
 @functools.cache
 def product_error() -> float:
-    """The error of one float32 matrix product here: about 1e-6, or 1e-3 where MLX takes TF32 for it."""
+    """The error of one float32 matrix product on this machine: about 1e-6, or 1e-3 where MLX computes it in TF32."""
     a, b = np.random.RandomState(0).standard_normal((2, 512, 512)).astype(np.float32)
     return difference(mx.matmul(mx.array(a), mx.array(b)), a.astype(np.float64) @ b)
 
 
 def tolerance() -> float:
-    """The error that many products in a row may have."""
+    """The error that is allowed after many products in a row."""
     return min(max(2e-5, 50 * product_error()), 0.03)
 
 
@@ -53,8 +53,8 @@ def logits(_: Path) -> Finding:
 
 
 def gradient(_: Path) -> Finding:
-    """Each parameter's gradient along a random direction, against a difference of the reference's losses."""
-    random, step = np.random.RandomState(1), 1e-5
+    """Each parameter's gradient along a random direction, against the difference of two losses of the reference."""
+    random, distance = np.random.RandomState(1), 1e-5
     model, tokens, targets = _model(), _tokens(1, 24), _tokens(1, 24, seed=1)
 
     def loss(tokens: mx.array, targets: mx.array) -> mx.array:
@@ -66,15 +66,15 @@ def gradient(_: Path) -> Finding:
         g, direction = np.array(g, np.float64), random.standard_normal(g.shape)
         plus, minus = (
             reference.loss({**parameters, name: parameters[name] + by * direction}, tokens, targets, 2, SHAPE.n_head)
-            for by in (step, -step)
+            for by in (distance, -distance)
         )
-        error = abs((g * direction).sum() - (plus - minus) / (2 * step)) / max(np.linalg.norm(g), 1e-3)
-        worst = max(worst, error) if error == error else error
+        error = abs((g * direction).sum() - (plus - minus) / (2 * distance)) / max(np.linalg.norm(g), 1e-3)
+        worst = max(worst, error) if error == error else error  # a nan stays
     return within(worst, 10 * tolerance())
 
 
 def compiled_step(_: Path) -> Finding:
-    """The first moments after one step of AdamW are its gradients."""
+    """One step of AdamW, compiled and plain. Its first moments are compared, since they are the gradients, scaled."""
     moments = []
     for compiled in (True, False):
         take_step = _step(_settings(compile=compiled))
@@ -94,12 +94,12 @@ def compiled_dropout(_: Path) -> Finding:
     faults = [] if first == again else [f"the same key gave {first:.6f} and {again:.6f}"]
     faults += [] if first != second else ["two steps dropped the same"]
     faults += [] if first != off else ["nothing was dropped"]
-    told = f"losses {first:.4f}, {second:.4f}, {again:.4f} by keys 0, 1, 0"
-    return Finding(not faults, "; ".join([told, *faults]))
+    losses_found = f"losses {first:.4f}, {second:.4f}, {again:.4f} by keys 0, 1, 0"
+    return Finding(not faults, "; ".join([losses_found, *faults]))
 
 
 def attention(_: Path) -> Finding:
-    """The fused kernel against softmax(q k^T) v, which serves where probabilities drop: value and gradient."""
+    """The fused kernel against softmax(q k^T) v, which the model uses with dropout: value and gradient."""
     fused, plain = (CausalSelfAttention(dataclasses.replace(SHAPE, dropout=p, block_size=128)) for p in (0.0, 1e-9))
     plain.update(fused.parameters())
     x, weights = mx.random.normal((2, 2, 128, SHAPE.n_embd), key=mx.random.key(0))
@@ -112,7 +112,7 @@ def attention(_: Path) -> Finding:
 
 
 def loss(_: Path) -> Finding:
-    """Our cross entropy over the whole vocabulary against the textbook's: value and gradients."""
+    """The model's cross entropy over the whole vocabulary against the one of mlx.nn: value and gradients."""
     hidden = mx.random.normal((256, 64), key=mx.random.key(0))
     wte = mx.random.normal((VOCAB_SIZE, 64), key=mx.random.key(1)) * 0.3
     targets = mx.random.randint(0, VOCAB_SIZE, (256,), key=mx.random.key(2))
@@ -127,7 +127,7 @@ def loss(_: Path) -> Finding:
 
 
 def resume(folder: Path) -> Finding:
-    """A run to step 4 against one that goes on from its checkpoint of step 2."""
+    """A run of 4 steps against a run that is resumed from its checkpoint of step 2."""
     straight = _trainer(folder / "straight")
     _fit(straight)
     saved = folder / "resumed" / "step-00000002"
@@ -138,19 +138,19 @@ def resume(folder: Path) -> Finding:
     last = "step-00000004"
     files = [f"{last}/{name}" for name in ("model.safetensors", "optimizer.safetensors")]
     if all((resumed.run / file).read_bytes() == (straight.run / file).read_bytes() for file in files):
-        return Finding(True, "bit for bit that of an undisturbed run")
+        return Finding(True, "the same bits as a run that was never stopped")
     begun, ended, other = (
         np.concatenate([p.ravel() for p in _as_float64(model).values()])
         for model in (_model(straight.model.config), straight.model, resumed.model)
     )
     error = float(np.linalg.norm(other - ended) / np.linalg.norm(ended - begun))
-    if device.on_gpu():  # it adds up an embedding's gradient in no fixed order
+    if device.on_gpu():  # a GPU adds up the gradient of an embedding in no fixed order
         return within(error, 0.01, "not bit for bit on this GPU; relative to what was learnt,")
-    return Finding(False, f"not that of an undisturbed run: {error:.1e} of what was learnt", {"error": error})
+    return Finding(False, f"not the bits of a run without a stop: {error:.1e} of what was learnt", {"error": error})
 
 
 def cached(_: Path) -> Finding:
-    """Log-probabilities that the engine gives its tokens, against one pass over the whole text."""
+    """The log-probabilities of the engine's tokens, against those of one pass over the whole text."""
     model, prompt = _model(), _tokens(1, 9)[0].tolist()
     tokens = _generate(Engine(model, 1), [prompt], temperature=0, max_tokens=50, logprobs=0)[0]
     text = mx.array([[*prompt, *(token.id for token in tokens)]])
@@ -168,11 +168,11 @@ def batched(_: Path) -> Finding:
     together = _generate(Engine(model, 4), prompts, max_tokens=24)
     alone = [_generate(Engine(model, 4), [prompt], first_seed=i, max_tokens=24)[0] for i, prompt in enumerate(prompts)]
     same = sum(a == b for a, b in zip(together, alone))
-    return Finding(same == len(prompts), f"{same} of {len(prompts)} texts are those they are alone")
+    return Finding(same == len(prompts), f"{same} of {len(prompts)} texts are the same as alone")
 
 
 def _generate(engine: Engine, prompts: list[list[int]], first_seed: int = 0, **params) -> list[list]:
-    """The tokens that follow each prompt; prompt number i has the seed first_seed + i."""
+    """The tokens that follow each prompt, where prompt number i has the seed first_seed + i."""
     ids = [engine.add(prompt, SamplingParams(seed=first_seed + i, **params)) for i, prompt in enumerate(prompts)]
     texts = {id: [] for id in ids}
     while engine.has_work:
@@ -182,7 +182,7 @@ def _generate(engine: Engine, prompts: list[list[int]], first_seed: int = 0, **p
 
 
 def _model(config: GPT2Config = SHAPE) -> GPT2:
-    """None of its parameters is at its initial zero or one."""
+    """A model in which no parameter has its initial value of 0 or 1."""
     model = GPT2(config)
     model.update(tree_map(lambda p: p + 0.1 * mx.random.normal(p.shape, key=mx.random.key(p.size)), model.parameters()))
     mx.eval(model.parameters())
@@ -202,7 +202,7 @@ def _as_float64(model: GPT2) -> dict[str, np.ndarray]:
 
 
 def _settings(**fields) -> TrainConfig:
-    """Those of a tiny model, with dropout."""
+    """Settings of a very small model, with dropout."""
     shape = {"n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 16}
     intervals = {"eval_interval": 4, "save_interval": 2, "sample_interval": 0}
     recipe = {"dropout": 0.1, "batch_size": 4, "max_steps": 4, "optimizer": "adamw"}
@@ -214,13 +214,13 @@ def _step(config: TrainConfig, vocab_size: int = SHAPE.vocab_size) -> Step:
 
 
 def _trainer(run: Path) -> Trainer:
-    """A trainer of a tiny model on random tokens; it writes text, so it has the whole vocabulary."""
+    """A trainer of a very small model on random tokens. It has the whole vocabulary, since it generates samples."""
     run.mkdir(exist_ok=True)
     config, tokens = _settings(), _tokens(1, 900)[0].astype(np.uint16)
     return Trainer(config, _step(config, VOCAB_SIZE), TokenDataset(tokens), run)
 
 
 def _fit(trainer: Trainer) -> None:
-    """Train without a word."""
+    """Train without output."""
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         trainer.fit()

@@ -1,8 +1,8 @@
-"""What Apple's chips can do at most, as published."""
+"""The published peak speeds of Apple's chips."""
 
-# name: (TFLOP/s of the GPU in float32, GB/s of memory), each of the variant with the most GPU cores. Apple told the
-# TFLOP/s of M1 and M2; those of M3 to M5 are 256 operations a core and cycle at the clock that was measured. None: no
-# clock is known. M5 multiplies matrices in units of their own too, which the first number leaves out.
+# name: (TFLOP/s of the GPU in float32, GB/s of memory), for the variant with the most GPU cores. Apple published the
+# TFLOP/s of M1 and M2; those of M3 to M5 are 256 operations per core and cycle times a clock that others measured.
+# None: no clock is known. The first number leaves out the units for matrix products that M5 also has.
 PEAKS = {
     "Apple M1": (2.6, 68),
     "Apple M1 Pro": (5.2, 200),
@@ -26,12 +26,12 @@ PEAKS = {
 
 
 def share_of_tflops(chip: str | None, tflops: float) -> tuple[str, float | None]:
-    """The share of a chip's arithmetic in words and as a number, None where its peak is not known."""
+    """The share of a chip's peak in arithmetic, in words and as a number; None where the peak is not known."""
     return _share(chip, tflops, PEAKS.get(chip, (None, None))[0], "TFLOP/s in float32")
 
 
 def share_of_bandwidth(chip: str | None, gb_per_s: float) -> tuple[str, float | None]:
-    """As `share_of_tflops`, of the speed of its memory."""
+    """The same for the peak speed of the chip's memory."""
     return _share(chip, gb_per_s, PEAKS.get(chip, (None, None))[1], "GB/s")
 
 

@@ -1,4 +1,4 @@
-"""All checks, one after the other, and what they found as a report."""
+"""All checks, one after the other, and a report of their findings."""
 
 import tempfile
 import time
@@ -28,7 +28,7 @@ CHECKS: dict[str, Callable[[Path], Finding]] = {
 
 
 def facts() -> dict:
-    """What the examination runs on and with."""
+    """The machine and the versions that the checks run with."""
     return {
         "machine": device.facts(),
         "versions": device.versions("mlx-metal", "mlx-cpu", "mlx-cuda-12", "mlx-cuda-13", "scipy-openblas32"),
@@ -36,10 +36,10 @@ def facts() -> dict:
 
 
 def examine(tell: Callable[[str, Finding, float], None]) -> list[dict]:
-    """Run all checks in a temporary folder; `tell` hears of each, with its seconds, when it is done.
+    """Run all checks in a temporary folder and return their findings for a report.
 
-    A check that raises has found that it is not ok. Only what ends the process itself, as a fault of the GPU's driver
-    does, ends the examination.
+    After each check `tell` is called with its name, its finding and its seconds. A check that raises is not ok; the
+    others still run.
     """
     results = []
     with tempfile.TemporaryDirectory(prefix="gpt2_mlx_doctor_", ignore_cleanup_errors=True) as folder:

@@ -1,4 +1,4 @@
-"""What a check found."""
+"""The finding of a check."""
 
 from dataclasses import dataclass, field
 
@@ -7,7 +7,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Finding:
-    """Whether all is as it should be, in words with a figure, and in numbers for a report."""
+    """Whether a check found all in order, a text that shows the values, and the numbers for a report."""
 
     ok: bool
     text: str
@@ -15,12 +15,12 @@ class Finding:
 
 
 def within(error: float, limit: float, text: str = "relative error") -> Finding:
-    """A finding that is ok where an error is a number of at most `limit`."""
+    """A finding that is ok where the error is at most `limit`; it is not ok where the error is nan."""
     error, limit = float(error), float(limit)
     return Finding(error <= limit, f"{text} {error:.1e}, at most {limit:.1e}", {"error": error, "limit": limit})
 
 
 def difference(got, expected) -> float:
-    """The largest distance of two arrays' elements, relative to the largest that is expected."""
+    """The largest difference of two arrays' elements, divided by the largest expected element."""
     got, expected = np.array(got, np.float64), np.array(expected, np.float64)
     return float(np.abs(got - expected).max() / np.abs(expected).max())

@@ -1,4 +1,4 @@
-"""GPT-2 in float64 NumPy, written from the paper and OpenAI's names; it shares no code with the model."""
+"""GPT-2 in float64 NumPy, written from the paper, with OpenAI's names. It shares no code with the model."""
 
 import numpy as np
 
@@ -27,10 +27,10 @@ def attention(x, p, prefix, n_head):
     q, k, v = np.split(linear(x, p, f"{prefix}.c_attn"), 3, axis=-1)
     out = np.empty_like(x)
     for h in range(n_head):
-        part = slice(h * C // n_head, (h + 1) * C // n_head)
-        for t in range(T):  # position t sees 0..t and nothing else
-            weights = softmax(k[: t + 1, part] @ q[t, part] / np.sqrt(C // n_head))
-            out[t, part] = weights @ v[: t + 1, part]
+        own = slice(h * C // n_head, (h + 1) * C // n_head)  # the channels of this head
+        for t in range(T):  # position t attends to positions 0 to t only
+            weights = softmax(k[: t + 1, own] @ q[t, own] / np.sqrt(C // n_head))
+            out[t, own] = weights @ v[: t + 1, own]
     return linear(out, p, f"{prefix}.c_proj")
 
 

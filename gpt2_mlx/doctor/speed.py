@@ -1,4 +1,4 @@
-"""How fast this machine trains and generates, measured on the spot, and the memory it takes."""
+"""How fast this machine trains and generates, and how much memory that takes, measured now."""
 
 import statistics
 import time
@@ -16,16 +16,16 @@ from ..training.config import TrainConfig
 from .chips import share_of_bandwidth, share_of_tflops
 from .finding import Finding
 
-SECONDS = 5  # to measure training for, once it is compiled
+SECONDS = 5  # how long training is measured, after it is compiled
 
 
 def preset() -> str:
-    """What is measured: GPT-2 on a GPU, the preset that a CPU trains elsewhere."""
+    """The preset to measure: gpt2 on a GPU, tiny on a CPU."""
     return "gpt2" if device.on_gpu() else "tiny"
 
 
 def training(_: Path) -> Finding:
-    """The median step of a run of the preset with its defaults, in float32, on a GPU one window a step."""
+    """The median time of a step of the preset with its defaults, in float32; on a GPU one window per step."""
     batch_size = 1 if device.on_gpu() else None
     config = TrainConfig(preset=preset(), batch_size=batch_size, dtype="float32").resolved(device.on_gpu())
     model = GPT2(config.model_config())
@@ -38,7 +38,7 @@ def training(_: Path) -> Finding:
         mx.eval(take_step([batch], 1e-4), take_step.state)
         return time.perf_counter() - began
 
-    first, _ = seconds(), seconds()  # compiled, and warm
+    first, _ = seconds(), seconds()  # the first step compiles, the second warms up
     times = [seconds()]
     while len(times) < 3 or (sum(times) < SECONDS and len(times) < 50):
         times.append(seconds())
@@ -46,18 +46,17 @@ def training(_: Path) -> Finding:
     tflops = speed * flops_per_token(model) / 1e12
     words, share = share_of_tflops(device.chip(), tflops)
     text = f"{preset()}, {shape[0]} x {shape[1]} tokens: {speed:,.0f} tokens/s, {tflops:.3f} TFLOP/s ({words})"
-    numbers = {"tokens_per_s": speed, "tflops": tflops, "share_of_peak": share, "first_step_s": first}
-    return Finding(True, text, numbers)
+    return Finding(True, text, {"tokens_per_s": speed, "tflops": tflops, "share_of_peak": share, "first_step_s": first})
 
 
 def flops_per_token(model: GPT2) -> int:
-    """Forward and backward: 6 a weight, positions excepted, and attention's (Chowdhery et al. 2022, appendix B)."""
+    """6 per weight, positions excepted, plus attention: forward and backward (Chowdhery et al. 2022, appendix B)."""
     c = model.config
     return 6 * (model.n_params - model.wpe.weight.size) + 12 * c.n_layer * c.n_embd * c.block_size
 
 
 def decoding(_: Path) -> Finding:
-    """The median step of the engine with one text, which reads all weights for it, and with 16."""
+    """The median speed of the engine's steps with one text, each of which reads all weights, and with 16 texts."""
     model = GPT2(PRESETS[preset()])
     mx.eval(model.parameters())
     alone, crowd = (_tokens_per_s(model, n) for n in (1, 16))

@@ -1,1 +1,1 @@
-"""The generation wing."""
+"""The generation wing: from prompts to texts, many at a time."""

@@ -1,4 +1,4 @@
-"""How many rows to decode at once and how many slots to have."""
+"""The number of rows to decode at once, and the number of slots to have."""
 
 import mlx.core as mx
 import numpy as np
@@ -8,20 +8,20 @@ from ..config import GPT2Config
 from ..kv_cache import bucket
 from ..model import GPT2
 
-ROW_COUNTS = (1, 2, 4, 8, 16, 32)  # rows decoded in one pass, padding included
+ROW_COUNTS = (1, 2, 4, 8, 16, 32)  # the numbers of rows, padding included, that one decoding pass may have
 
 
 def slots_that_fit(config: GPT2Config, dtype: mx.Dtype) -> int:
-    """How many slots an eighth of the memory holds; at least one, at most 32."""
+    """The number of slots that an eighth of the memory holds; at least 1, at most 32."""
     slot = 2 * config.n_layer * config.n_embd * bucket(config.block_size + 1) * dtype.size
     return min(32, max(1, device.memory() // 8 // slot))
 
 
 def equal_row_counts(model: GPT2) -> tuple[int, ...]:
-    """Those of `ROW_COUNTS` with which a pass gives each row the same bits; found by trying them with equal rows.
+    """The numbers in `ROW_COUNTS` with which a pass gives a row the same bits, in rising order.
 
-    A BLAS takes another kernel where rows are few, and for the last rows of a product. If there are several such sets
-    of numbers, this is the one that has the largest number.
+    A BLAS takes other kernels for few rows and for the last rows of a product, so each number is tried with equal rows.
+    If several groups of numbers agree among themselves, the group with the largest number is returned.
     """
     if device.on_gpu():
         return ROW_COUNTS
@@ -30,7 +30,7 @@ def equal_row_counts(model: GPT2) -> tuple[int, ...]:
     layers.append((model.wte.as_linear, C))
     x = mx.random.normal((1, 4 * C), key=mx.random.key(0)).astype(model.dtype)
     equal: list[int] = []
-    expected: list[np.ndarray] = []  # what a row gets from each layer
+    expected: list[np.ndarray] = []  # each layer's result for a row
     for n in reversed(ROW_COUNTS):
         results = [np.array(layer(mx.repeat(x[:, :width], n, axis=0)).astype(mx.float32)) for layer, width in layers]
         rows = expected or [result[0] for result in results]

@@ -1,4 +1,4 @@
-"""The engine: continuous batching of sequences over one model and one cache. A step is schedule, run, postprocess."""
+"""The engine: continuous batching of sequences with one model and one cache. A step is schedule, prefill, decode."""
 
 import itertools
 from collections.abc import Callable
@@ -15,35 +15,35 @@ from .params import SamplingParams
 from .sampling import penalised, sample, uniform
 from .scheduler import CHUNK, Scheduler, Sequence
 
-WIDTHS = (8, 16, 24, 32, 48, 64, 96, 128, 192, CHUNK)  # a prompt's chunk is padded to one of these
-_ids = itertools.count()  # of sequences: no two of a process are the same, whatever their engine
+WIDTHS = (8, 16, 24, 32, 48, 64, 96, 128, 192, CHUNK)  # a prefill chunk is padded to one of these lengths
+_ids = itertools.count()  # ids of sequences, unique in the process, also across engines
 
 
 @dataclass(frozen=True)
 class Token:
-    """One token of a sequence; the numbers are there where they were asked for."""
+    """One token of a sequence, with log-probabilities where the parameters ask for them."""
 
     id: int
-    logprob: float | None = None  # of the token itself; None for a prompt's first
+    logprob: float | None = None  # of this token; None for the first token of a prompt
     alternatives: tuple[tuple[int, float], ...] = ()  # (id, logprob), the most likely first
 
 
 @dataclass(frozen=True)
 class Output:
-    """What a step brought one sequence."""
+    """What a step adds to one sequence."""
 
-    id: int
-    tokens: tuple[Token, ...]  # newly drawn; <|endoftext|> is never among them
-    prompt: tuple[Token, ...] = ()  # once, with the first output, where params.prompt_logprobs
-    finish_reason: str | None = None  # "stop" (the model ended the text), "length", or None: it goes on
-    slides: int = 0
+    id: int  # of the sequence
+    tokens: tuple[Token, ...]  # the new tokens, without <|endoftext|>
+    prompt: tuple[Token, ...] = ()  # the prompt's tokens, with the first output, where params.prompt_logprobs is set
+    finish_reason: str | None = None  # "stop" (the model ended the text), "length", or None while the text goes on
+    slides: int = 0  # how often the window was moved on
 
 
 class Engine:
-    """Generates for many sequences at once.
+    """Generates many sequences at once.
 
-    Every sequence gets the text it would get alone. On a CPU that holds bit for bit: a prompt is read by itself, in
-    chunks cut at fixed places, and rows are decoded together in numbers that leave each row's bits as they are.
+    Every sequence gets the text that it would get alone. On a CPU it gets the same bits: a prompt is read by itself, in
+    chunks cut at fixed places, and rows are decoded together only in numbers that do not change the bits of a row.
 
     Args:
         model: evaluated, and used by this thread alone.
@@ -86,7 +86,7 @@ class Engine:
         return sequence.id
 
     def cancel(self, id: int) -> None:
-        """End a waiting or running sequence; others do not notice. Unknown ids are ignored."""
+        """End a waiting or running sequence, with no effect on the others. Unknown ids are ignored."""
         if id in self._sequences:
             self._finish(self._sequences[id], "cancelled")
 
@@ -103,8 +103,8 @@ class Engine:
         return self._decode(self._scheduler.decoding)
 
     def warm_up(self) -> None:
-        """Run each kernel once, so that the first request is as fast as the tenth."""
-        for width in WIDTHS if device.on_gpu() else WIDTHS[:1]:  # a CPU's kernels take any shape
+        """Run each kernel once, so that the first request is as fast as later ones."""
+        for width in WIDTHS if device.on_gpu() else WIDTHS[:1]:  # on a CPU one kernel serves all shapes
             if width < self.block_size:
                 self.add([0] * (width + 1), SamplingParams(max_tokens=2, seed=0))
         while self.has_work:
@@ -127,20 +127,20 @@ class Engine:
         self._sequences.pop(sequence.id, None)
 
     def _prefill_groups(self, sequences: list[Sequence]) -> list[list[Sequence]]:
-        """Sequences to be read together: on a GPU those of one shape; on a CPU, whose bits would change, each alone."""
+        """Sequences to prefill together: on a GPU those of one shape; on a CPU each alone, or its bits would change."""
         groups: dict = {}
         taken: list[Sequence] = []
         for sequence in sequences:
             self._share_prefill(sequence)
             if sequence.is_decoding or any(_can_share(sequence, other) for other in taken):
-                continue  # it takes over what the other reads now
+                continue  # in a later step it copies what the other reads now
             taken.append(sequence)
             shape = _width(sequence.chunk), bucket(sequence.cached + sequence.chunk)
             groups.setdefault(shape if device.on_gpu() else sequence.id, []).append(sequence)
         return list(groups.values())
 
     def _share_prefill(self, sequence: Sequence) -> None:
-        """Take over what another slot has read of the same prompt."""
+        """Copy what another slot holds of the same prompt."""
         for other in self._scheduler.running.values():
             if _can_share(sequence, other) and other.cached > sequence.cached:
                 n = min(other.cached, len(sequence.context) - 1)
@@ -148,7 +148,7 @@ class Engine:
                 sequence.cached = n
 
     def _prefill(self, sequences: list[Sequence]) -> None:
-        """Read the next chunks of contexts, all of one width."""
+        """Read the next chunk of each context; all chunks are padded to one width."""
         slots, starts, counts = zip(*((s.slot, s.cached, s.chunk) for s in sequences))
         width = _width(max(counts))
         self._on_pass([s.id for s in sequences], sum(counts))
@@ -162,7 +162,7 @@ class Engine:
                 self._note_prompt(sequence, row[:n])
 
     def _decode(self, sequences: list[Sequence]) -> list[Output]:
-        """Draw a token for each of the sequences, and end what has come to its end."""
+        """Draw a token for each of the sequences, and end those that are complete."""
         outputs = [self._output(s, None) for s in sequences if s.params.max_tokens == 0]
         sequences = [s for s in sequences if s.params.max_tokens]
         if not sequences:
@@ -170,7 +170,7 @@ class Engine:
         self._on_pass([s.id for s in sequences], len(sequences))
         groups = itertools.groupby(sequences, lambda s: s.slot // self._row_counts[-1])
         logits = mx.concatenate([self._next_logits(list(group)) for _, group in groups])  # (B, V)
-        log_p = logits - mx.logsumexp(logits, axis=-1, keepdims=True)  # computed where it is asked for
+        log_p = logits - mx.logsumexp(logits, axis=-1, keepdims=True)  # lazy: computed only where a token asks for it
         draws = [uniform(s.params.seed, len(s.generated)) for s in sequences]
         ids = sample(penalised(logits, sequences), sequences, draws)
         mx.eval(ids)
@@ -180,7 +180,7 @@ class Engine:
         return outputs + [self._output(sequence, token) for sequence, token in zip(sequences, tokens)]
 
     def _next_logits(self, sequences: list[Sequence]) -> mx.array:
-        """The logits (B, V) of the next tokens of sequences in neighbouring slots, in the order of the slots."""
+        """The logits (B, V) of the next tokens of sequences, in the order of their slots, which lie in one group."""
         first = sequences[0].slot // self._row_counts[-1] * self._row_counts[-1]
         rows = [s.slot - first for s in sequences]
         n_slots = rows[-1] + 1
@@ -190,7 +190,7 @@ class Engine:
             starts[row], counts[row], last[row] = sequence.cached, 1, sequence.context[-1]
         view = self._cache.extend(list(range(first, first + n_slots)), starts, counts, width=1, n_rows=n_rows)
         logits = self._head(self.model.hidden(mx.array(last)[:, None], cache=view)[:, 0])
-        mx.eval(logits, self._cache.state())  # or the next group would copy the cache
+        mx.eval(logits, self._cache.state())  # now, or the next group would copy the whole cache
         return logits[mx.array(rows)]
 
     def _head(self, hidden: mx.array) -> mx.array:
@@ -198,15 +198,13 @@ class Engine:
         return self.model.wte.as_linear(hidden).astype(mx.float32)
 
     def _output(self, sequence: Sequence, token: Token | None) -> Output:
-        reason = "length" if token is None else None
-        tokens: tuple[Token, ...] = ()
-        if token is not None and token.id == tokenizer.EOT:
+        tokens, reason = (), "length"  # of a sequence that asks for no token
+        if token and token.id == tokenizer.EOT:
             reason = "stop"
-        elif token is not None:
+        elif token:
             tokens = (token,)
             sequence.append(token.id)
-            if len(sequence.generated) == sequence.params.max_tokens:
-                reason = "length"
+            reason = "length" if len(sequence.generated) == sequence.params.max_tokens else None
         prompt, sequence.noted_prompt = tuple(sequence.noted_prompt), []
         output = Output(sequence.id, tokens, prompt, reason, sequence.slides)
         if reason:
@@ -214,7 +212,7 @@ class Engine:
         return output
 
     def _note_prompt(self, sequence: Sequence, hidden: mx.array) -> None:
-        """The log-probabilities of the prompt's tokens that follow those just read: hidden (n, C)."""
+        """Note the log-probabilities of the prompt's tokens that follow the n tokens just read: hidden (n, C)."""
         following = sequence.context[sequence.cached - len(hidden) + 1 : sequence.cached + 1]
         logits = self._head(hidden)
         log_p = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
@@ -226,7 +224,7 @@ def _width(n: int) -> int:
 
 
 def _can_share(sequence: Sequence, other: Sequence) -> bool:
-    """Whether a sequence may take over what another reads: the same prompt, the window still at its beginning."""
+    """Whether a sequence may copy what another has read: both have the same prompt, and neither window has moved."""
     return (
         sequence is not other
         and sequence.prompt == other.prompt
@@ -235,12 +233,10 @@ def _can_share(sequence: Sequence, other: Sequence) -> bool:
 
 
 def _token(log_p: mx.array, id: int, params: SamplingParams) -> Token:
-    """A token with what the parameters ask for, from its row of log-probabilities (V,)."""
-    if params.logprobs is None:
-        return Token(id)
+    """A token with the log-probabilities that the parameters ask for, from the row log_p (V,)."""
     k = params.logprobs
     if not k:
-        return Token(id, log_p[id].item())
+        return Token(id, None if k is None else log_p[id].item())
     row = np.array(log_p)
     best = np.argpartition(-row, k - 1)[:k]
     best = best[np.lexsort((best, -row[best]))]

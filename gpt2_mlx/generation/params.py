@@ -1,4 +1,4 @@
-"""How a text is drawn: each parameter once, with its default, its limits and what it means.
+"""The parameters of sampling: each is defined once, with its default, its limits and its meaning.
 
 The command line, Python and the service's requests take them from here.
 """
@@ -12,16 +12,14 @@ from typing_extensions import Doc
 
 
 class About(Doc):
-    """What a field means, for --help and for the description of the API."""
+    """The meaning of a field, for --help and for the description of the API."""
 
     def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> dict[str, Any]:
         return handler(schema) | {"description": self.documentation}
 
 
-MaxTokens = Annotated[int, Ge(0), About("The most tokens to draw.")]
-Temperature = Annotated[
-    float, Ge(0), Le(100), About("What the logits are divided by; 0 takes the likeliest token each time.")
-]
+MaxTokens = Annotated[int, Ge(0), About("The largest number of tokens to draw.")]
+Temperature = Annotated[float, Ge(0), Le(100), About("The logits are divided by this; 0 takes the likeliest token.")]
 TopK = Annotated[int, Ge(0), About("Draw from this many of the likeliest tokens; 0 is all.")]
 TopP = Annotated[
     float, Ge(0), Le(1), About("Draw from the fewest tokens whose probabilities sum to at least this; 1 is all.")
@@ -29,24 +27,16 @@ TopP = Annotated[
 MinP = Annotated[
     float, Ge(0), Le(1), About("Draw from tokens that are at least this times as likely as the likeliest; 0 is all.")
 ]
-RepetitionPenalty = Annotated[
-    float, Ge(0.01), Le(100), About("More than 1 makes tokens of the prompt and of the text less likely.")
-]
-PresencePenalty = Annotated[float, Ge(-2), Le(2), About("Taken from the logits of tokens drawn before.")]
-FrequencyPenalty = Annotated[
-    float, Ge(-2), Le(2), About("Taken from the logits of tokens drawn before, times how often they were drawn.")
-]
+RepetitionPenalty = Annotated[float, Ge(0.01), Le(100), About("Above 1, tokens of prompt and text get less likely.")]
+PresencePenalty = Annotated[float, Ge(-2), Le(2), About("Subtracted from the logit of a token that was drawn before.")]
+FrequencyPenalty = Annotated[float, Ge(-2), Le(2), About("Subtracted from a token's logit for each time it was drawn.")]
 LogitBias = Annotated[dict[int, float], About("Added to the logits of tokens, by token id.")]
-Seed = Annotated[int, Ge(0), Le(2**64 - 1), About("What the draws follow from: the same seed gives the same text.")]
+Seed = Annotated[int, Ge(0), Le(2**64 - 1), About("The seed of the draws: the same seed gives the same text.")]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """What most users choose.
-
-    Raises:
-        ValueError: a value is out of range; the message names the field, the value and what is allowed.
-    """
+    """The parameters that most users set. Raises a ValueError where a value is out of range."""
 
     max_tokens: MaxTokens = 50
     temperature: Temperature = 0.8
@@ -64,19 +54,19 @@ class Sampling:
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingParams(Sampling):
-    """How one sequence is drawn. Raises as `Sampling`."""
+    """All parameters of one sequence. Raises as `Sampling`."""
 
     presence_penalty: PresencePenalty = 0.0
     frequency_penalty: FrequencyPenalty = 0.0
     logit_bias: LogitBias = field(default_factory=dict)
     seed: Seed = 0
-    logprobs: int | None = None  # the number of alternatives told beside each token's log-probability; None: no numbers
-    prompt_logprobs: bool = False  # tell the same of the prompt's tokens
+    logprobs: int | None = None  # alternatives to return with each token's log-probability; None returns neither
+    prompt_logprobs: bool = False  # return the same for the prompt's tokens
 
 
 @functools.cache
 def _limits(settings: type[Sampling]) -> dict[str, tuple[float, float]]:
-    """The least and the largest value of each field that has one of them."""
+    """The least and the largest value of each field that has limits."""
     found = {}
     for name, hint in get_type_hints(settings, include_extras=True).items():
         marks = getattr(hint, "__metadata__", ())

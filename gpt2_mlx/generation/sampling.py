@@ -1,6 +1,6 @@
-"""Sampling: logits and each row's parameters and random numbers -> token ids. Pure functions over rows.
+"""Sampling: logits, the parameters of each row and its random number -> token ids. Pure functions.
 
-Shapes: B rows, V vocab_size, n of its tokens. What a row gets does not depend on the other rows.
+Shapes: B rows, V vocab_size, n candidate tokens. The result of a row does not depend on the other rows.
 """
 
 from collections import Counter, defaultdict
@@ -12,19 +12,19 @@ from .. import elementwise
 from .params import SamplingParams
 from .scheduler import Sequence
 
-FEW, MANY = 64, 1024  # this many of the likeliest tokens are looked at first, which is enough for nearly all rows
+FEW, MANY = 64, 1024  # only this many of the likeliest tokens are sorted, which is enough for nearly all rows
 TINY = 2.0**-126  # a temperature below it is 0 in float32
-GROUP = 32  # the likeliest tokens are looked for in the groups that hold the largest logits
+GROUP = 32  # tokens per group: the likeliest tokens are searched only in the groups with the largest logits
 
 
 def uniform(seed: int, position: int) -> float:
-    """A number in [0, 1) that is a function of the two alone, today and in any later version: Philox4x64-10."""
+    """A random number in [0, 1) that follows from seed and position alone, in any version: Philox4x64-10."""
     bits = np.random.Philox(key=seed, counter=position).random_raw()
-    return (int(bits) >> 40) * 2.0**-24  # as many bits as float32 holds
+    return (int(bits) >> 40) * 2.0**-24  # 24 bits, which float32 holds exactly
 
 
 def penalised(logits: mx.array, sequences: list[Sequence]) -> mx.array:
-    """Logits (B, V) after each row's penalties and biases; rows without any are as they were."""
+    """Logits (B, V) after each row's penalties and biases; rows without any do not change."""
     changes = [(row, *change) for row, sequence in enumerate(sequences) for change in _changes(sequence)]
     if not changes:
         return logits
@@ -36,7 +36,7 @@ def penalised(logits: mx.array, sequences: list[Sequence]) -> mx.array:
 
 
 def _changes(sequence: Sequence) -> list[tuple[int, float, float]]:
-    """(token, what its logit is divided by, or multiplied by where it is negative, what is added then)."""
+    """(token, factor, offset): a positive logit is divided by the factor, another multiplied; the offset is added."""
     params, factors, offsets = sequence.params, {}, defaultdict(float)
     if params.repetition_penalty != 1:  # Keskar et al. 2019, section 4.1: tokens of prompt and text alike
         tokens = {*sequence.prompt[-sequence.block_size :], *sequence.generated}
@@ -52,14 +52,14 @@ def _changes(sequence: Sequence) -> list[tuple[int, float, float]]:
 def sample(logits: mx.array, sequences: list[Sequence], draws: list[float]) -> mx.array:
     """Draw a token for each row of logits (B, V) with the row's temperature, top_k, top_p and min_p.
 
-    Temperature divides the logits; top_k cuts; of the probabilities of what is left, top_p and min_p cut; what passes
-    is drawn from in proportion. The likeliest token always passes.
+    Temperature divides the logits. top_k removes tokens, then top_p and min_p remove more by the probabilities of those
+    that are left. A token is drawn from the rest in proportion to its probability. The likeliest one is never removed.
 
     Args:
-        draws: a number in [0, 1) for each row.
+        draws: a random number in [0, 1) for each row.
 
     Returns:
-        (B,) int32.
+        The ids, (B,) int32.
     """
     tokens = mx.argmax(logits, axis=-1).astype(mx.int32)
     rows_by_way: dict[tuple, list[int]] = {}
@@ -73,7 +73,7 @@ def sample(logits: mx.array, sequences: list[Sequence], draws: list[float]) -> m
 
 
 def _way(params: SamplingParams, V: int) -> tuple:
-    """The cheapest function that draws as the parameters ask, and how many of the likeliest tokens it looks at."""
+    """The cheapest function that draws as the parameters ask, and the number of likeliest tokens that it sorts."""
     if params.top_k:
         return _from_top_k, next(n for n in (FEW, MANY, V) if n >= min(params.top_k, V))
     return (_from_all,) if params.top_p == 1 else (_from_top_p, MANY)
@@ -92,7 +92,7 @@ def _from_top_k(logits: mx.array, params: list[SamplingParams], draws: list[floa
 
 def _from_top_p(logits: mx.array, params: list[SamplingParams], draws: list[float], n: int) -> mx.array:
     ids, e = _likeliest(logits, params, n)  # (B, n)
-    every = _relative(logits, mx.max(logits, axis=-1, keepdims=True), _column(params, "temperature"))
+    every = _relative(logits, mx.max(logits, axis=-1, keepdims=True), _column(params, "temperature"))  # (B, V)
     total = mx.sum(every, axis=-1, keepdims=True)
     drawn = _draw(ids, e, total, params, draws)
     is_enough = mx.sum(e, axis=-1, keepdims=True) >= _column(params, "top_p") * total
@@ -104,13 +104,13 @@ def _from_top_p(logits: mx.array, params: list[SamplingParams], draws: list[floa
 
 
 def _likeliest(logits: mx.array, params: list[SamplingParams], n: int) -> tuple[mx.array, mx.array]:
-    """The n likeliest tokens of each row (B, V), falling, and their probabilities over the likeliest one's: (B, n).
+    """The ids of each row's n likeliest tokens, the likeliest first, and their probabilities divided by its: (B, n).
 
     Of equally likely tokens the one with the smaller id comes first, whatever n is.
     """
     B, V = logits.shape
     ids, values = mx.broadcast_to(mx.arange(V), (B, V)), logits
-    if n * GROUP < V:  # they lie in the first n groups, by their largest logit: a sixth of the time
+    if n * GROUP < V:  # they lie in the n groups with the largest maxima, and this takes a sixth of the time
         groups = mx.pad(logits, [(0, 0), (0, -V % GROUP)], constant_values=-mx.inf).reshape(B, -1, GROUP)
         peaks = mx.max(groups, axis=-1)  # (B, V / GROUP)
         best = mx.argpartition(_order(peaks, mx.arange(peaks.shape[-1])), n - 1, axis=-1)[:, :n]  # (B, n)
@@ -134,8 +134,8 @@ def _order(values: mx.array, ids: mx.array) -> mx.array:
 
 
 def _draw(ids: mx.array, e: mx.array, total: mx.array, params: list[SamplingParams], draws: list[float]) -> mx.array:
-    """Apply each row's top_p and min_p to tokens (B, n) of falling probability e / total; draw one: (B,)."""
-    likelier = mx.cumsum(e, axis=-1) - e  # the sum before each
+    """Apply each row's top_p and min_p to tokens (B, n) of falling probability e / total, and draw one: (B,)."""
+    likelier = mx.cumsum(e, axis=-1) - e  # for each token, the sum over the likelier ones
     keep = (likelier < _column(params, "top_p") * total) & (e >= _column(params, "min_p"))
     chosen = _pick(mx.where(keep | (mx.arange(ids.shape[-1]) == 0), e, 0), draws)
     return mx.take_along_axis(ids, chosen, axis=-1)[:, 0]
@@ -143,13 +143,13 @@ def _draw(ids: mx.array, e: mx.array, total: mx.array, params: list[SamplingPara
 
 @mx.compile
 def _relative(logits: mx.array, peak: mx.array, temperature: mx.array) -> mx.array:
-    """Each token's probability over that of the likeliest, whose logit (B, 1) is the peak."""
+    """Each token's probability divided by that of the likeliest one, whose logit is the peak (B, 1)."""
     return elementwise.exp_of_negative((logits - peak) / temperature)
 
 
 def _pick(p: mx.array, draws: list[float]) -> mx.array:
-    """The column of each row of weights p (B, n) at which the row's share of the total is passed: (B, 1)."""
-    # A column without a weight is never picked: on a GPU a sum over it may be larger than the one before.
+    """The first column of each row of weights p (B, n) where their sum passes the draw's share of the total: (B, 1)."""
+    # A removed token has no weight and is never picked: on a GPU a sum may grow over it all the same.
     cumulated = mx.where(p > 0, mx.cumsum(p, axis=-1), 0)
     target = mx.array(draws)[:, None] * mx.max(cumulated, axis=-1, keepdims=True)
     return mx.argmax(cumulated > target, axis=-1, keepdims=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 from .params import SamplingParams
 
-CHUNK = 256  # a prompt is read in chunks of this many tokens, cut at fixed places
+CHUNK = 256  # a context is read in chunks of this many tokens, cut at fixed places
 
 
 class Status(Enum):
@@ -18,10 +18,10 @@ class Status(Enum):
 
 @dataclass(eq=False)
 class Sequence:
-    """One text in the making.
+    """A text that is being generated.
 
-    `context` is what the slot should hold, `cached` how much of it the slot does hold. All but the last token is
-    prefilled; the last is decoded, to draw the next from it.
+    `context` is what belongs in the slot, and the slot holds the first `cached` tokens of it. All but the last token
+    are prefilled. The last one is decoded, and the next token is drawn from its logits.
     """
 
     id: int
@@ -37,7 +37,7 @@ class Sequence:
     generated: list[int] = field(default_factory=list)
     slides: int = 0  # how often the window was moved on
     finish_reason: str | None = None  # "stop", "length" or "cancelled"
-    noted_prompt: list = field(default_factory=list)  # the prompt's tokens with their numbers, until told
+    noted_prompt: list = field(default_factory=list)  # the prompt's tokens with log-probabilities, until output
 
     def __post_init__(self):
         self.prompt = self.prompt[-self.block_size :]
@@ -45,7 +45,7 @@ class Sequence:
 
     @property
     def chunk(self) -> int:
-        """How many tokens to prefill next: up to the next fixed cut."""
+        """The number of tokens to prefill next: up to the next fixed cut."""
         return min(len(self.context) - 1 - self.cached, CHUNK - self.cached % CHUNK)
 
     @property
@@ -53,7 +53,7 @@ class Sequence:
         return self.cached == len(self.context) - 1
 
     def append(self, token: int) -> None:
-        """Take a drawn token; where the window is full, keep its newer half, to be read again."""
+        """Append a drawn token. Where the window is full, keep its newer half, which is then prefilled again."""
         self.generated.append(token)
         self.context.append(token)
         if len(self.context) > self.block_size:
@@ -135,7 +135,7 @@ class Scheduler:
         return sorted((s for s in self.running.values() if s.is_decoding), key=lambda s: s.slot)
 
     def finish(self, sequence: Sequence, reason: str) -> None:
-        """End a waiting or running sequence; its slot is free at once. Ending it twice does nothing."""
+        """End a waiting or running sequence and free its slot at once. Ending it twice has no effect."""
         if sequence.status is Status.FINISHED:
             return
         if sequence.status is Status.WAITING:
@@ -148,7 +148,7 @@ class Scheduler:
     def _release(self, sequence: Sequence) -> None:
         del self.running[sequence.slot]
         self._free.append(sequence.slot)
-        self._free.sort(reverse=True)  # low slots first: rows stay few
+        self._free.sort(reverse=True)  # low slots are given out first, so that a pass has few rows
 
     def _counts(self) -> Counter:
         """How many slots each request has."""

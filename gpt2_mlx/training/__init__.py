@@ -1,1 +1,1 @@
-"""The training wing."""
+"""The training wing: from flags and a text to a run folder."""

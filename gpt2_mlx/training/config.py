@@ -11,38 +11,39 @@ from ..tokenizer import VOCAB_SIZE
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Train a GPT-2 on a text. What is not given (None) follows from the preset and the device."""
+    """Train a GPT-2 on a text. A setting that is not given (None) follows from the preset and the device."""
 
     data: str = "tinyshakespeare"
     """What to learn from: tinyshakespeare, shakespeare, a file or a folder of files (.txt .txt.gz .jsonl .jsonl.gz
     .parquet; the last three with a field `text`), or a folder of token shards."""
     preset: Literal["auto", "tiny", "baby", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"] = "auto"
     """Size of the model and its recipe; auto is baby on a GPU and tiny on a CPU. The README lists them. With
-    --init-from the weights tell the size, and the recipe is one for fine-tuning."""
+    --init-from the weights decide the size, and the recipe is one for fine-tuning."""
     n_layer: int | None = None
     """Blocks. Default: the preset's, as for the next four."""
     n_head: int | None = None
-    """Attention heads; they divide n_embd."""
+    """Attention heads; n_embd must be a multiple of this."""
     n_embd: int | None = None
     """Width of a token's vector."""
     block_size: int | None = None
-    """Tokens the model can look back on, and the length of a window of training. With --init-from, fewer than its
-    weights know crops them."""
+    """Tokens that the model can attend to, and the length of a training window. With --init-from, a smaller number than
+    the weights have crops their positions."""
     dropout: float | None = None
     """Probability of dropping an activation; helps where a small text is read many times."""
     init_from: str = "scratch"
-    """Weights to begin with: scratch, gpt2 ... gpt2-xl, owner/name on the hub, a run or a checkpoint folder."""
+    """Weights to start from: scratch, gpt2 ... gpt2-xl, owner/name on the hub, a run or a checkpoint folder."""
     out: str | None = None
     """Run folder. Default: checkpoints/<data>-<preset>, or <data>-<last part of --init-from>."""
     resume: bool = False
-    """Go on from the run's latest checkpoint, with the settings it was started with; without one, begin."""
+    """Go on from the run's latest checkpoint, with the settings that the run was started with; without a checkpoint,
+    start a new run."""
     max_steps: int | None = None
     """Optimizer steps; the learning rate's cosine ends there. Default: the preset's, as for the next ones."""
     batch_size: int | None = None
-    """Windows per micro-batch. Default: the preset's, in smaller micro-batches or with --grad-checkpoint where memory
-    asks for it."""
+    """Windows per micro-batch. Default: the preset's; where memory is short, the same step is taken in smaller
+    micro-batches or with --grad-checkpoint."""
     grad_accum_steps: int | None = None
-    """Micro-batches per step, shared out among the processes: a larger batch without its memory. Default: one each."""
+    """Micro-batches per step, shared by the processes: a larger batch without its memory. Default: one per process."""
     optimizer: Literal["adamw", "muon"] | None = None
     """adamw, or muon: Muon for the hidden matrices and AdamW for the rest, which learns more per token."""
     learning_rate: float | None = None
@@ -50,24 +51,25 @@ class TrainConfig:
     min_lr: float | None = None
     """Rate of the last step. Default: a tenth of the peak."""
     warmup_steps: int | None = None
-    """Steps of linear warm-up, while AdamW's moments are still rough. Default: the preset's, at most a tenth."""
+    """Steps of linear warm-up, while AdamW's moments are still rough. Default: the preset's, at most a tenth of
+    max_steps."""
     weight_decay: float | None = None
-    """Decoupled decay of matrices, per unit of learning rate; vectors are left alone."""
+    """Decoupled decay of matrices, per unit of learning rate; vectors do not decay."""
     beta2: float = 0.99
-    """AdamW's memory of squared gradients; 0.95 to 0.99 suits runs of thousands of steps."""
+    """Decay of AdamW's mean of squared gradients; 0.95 to 0.99 suits runs of thousands of steps."""
     grad_clip: float = 1.0
     """Largest global norm of a step's gradients; 0 is off. Keeps a bad batch from undoing good ones."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """Type of the forward and backward pass of the blocks; weights, moments, norms and the loss stay float32.
     Default: bfloat16 on a GPU, float32 on a CPU."""
     grad_checkpoint: bool = False
-    """Compute activations again in the backward pass instead of keeping them: a third more time, much less memory."""
+    """Recompute activations in the backward pass instead of keeping them: a third more time, much less memory."""
     seed: int = 1337
     """Everything random follows from it: weights, order of reading, dropout, samples."""
     eval_interval: int | None = None
     """Steps between two validation losses. Default: a quarter of max_steps, at least 25."""
     eval_tokens: int = 1_000_000
-    """Most tokens of a split, from its start, that its loss is over; 0 is all. A tenth of a large text takes hours."""
+    """Tokens from the start of val and of test that are evaluated; 0 is all. A tenth of a large text takes hours."""
     log_interval: int = 10
     """Steps between two lines of the log."""
     sample_interval: int | None = None
@@ -75,17 +77,17 @@ class TrainConfig:
     save_interval: int | None = None
     """Steps between two checkpoints. Default: eval_interval."""
     keep: int = 2
-    """Checkpoints to keep beside the best one, the newest."""
+    """Number of newest checkpoints to keep, beside the best one."""
     patience: int | None = None
-    """Stop after so many validations without a new best; 0 is off. Default: 0, with --init-from 3."""
+    """Stop after this many validations without a new best loss; 0 is off. Default: 0, with --init-from 3."""
     device: Literal["auto", "gpu", "cpu"] = "auto"
     """Where to compute; auto takes the GPU where there is one."""
     wired_limit_gb: float = 0
-    """Memory that macOS keeps resident for the GPU; 0 leaves it to macOS, which is safest."""
+    """GB of memory that macOS keeps resident for the GPU; 0 leaves it to macOS, which is safest."""
     compile: bool = True
     """Fuse the step with mx.compile; off only to debug."""
     plan: bool = False
-    """Only tell what memory and time this run would take, and which micro-batches fit; nothing is trained."""
+    """Only show what memory and time this run would take, and which micro-batches fit; nothing is trained."""
 
     def __post_init__(self):
         for name in _AT_LEAST_0 + _AT_LEAST_1:
@@ -101,26 +103,21 @@ class TrainConfig:
 
     @property
     def fine_tunes(self) -> bool:
-        """Whether it goes on from other weights."""
+        """Whether the run starts from trained weights."""
         return self.init_from != "scratch"
 
     def model_name(self, on_gpu: bool = False) -> str:
-        """What names the model: the weights to begin with, or the preset."""
+        """The name of the weights to start from, or of the preset."""
         return Path(self.init_from).name if self.fine_tunes else self._preset(on_gpu)
 
     def _preset(self, on_gpu: bool) -> str:
         return self.preset if self.preset != "auto" else "baby" if on_gpu else "tiny"
 
     def resolved(self, on_gpu: bool, init: GPT2Config | None = None, processes: int = 1) -> "TrainConfig":
-        """The same settings with nothing left out: defaults by preset and device, or by the weights to begin with.
+        """The same settings with a value for each None, by preset and device.
 
-        Args:
-            on_gpu: whether a GPU computes.
-            init: the shape of the weights to begin with, if any; it takes the preset's place.
-            processes: how many train together.
-
-        Raises:
-            ValueError: a flag asks for a shape that the weights do not have, or a step cannot be shared out evenly.
+        `init`, the shape of the weights to start from, replaces the preset's shape. Raises a ValueError where a flag
+        asks for another shape than `init`, or where the processes cannot share the micro-batches of a step evenly.
         """
         given = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
         preset = self._preset(on_gpu)
@@ -158,7 +155,7 @@ class TrainConfig:
             raise ValueError(f"{self.init_from} knows {init.vocab_size} tokens, fewer than GPT-2's {VOCAB_SIZE}")
 
     def model_config(self) -> GPT2Config:
-        """The model's shape, of resolved settings."""
+        """The shape of the model; the settings must be resolved."""
         return GPT2Config(**{name: getattr(self, name) for name in SHAPE})
 
 
@@ -173,8 +170,8 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-# Tuned on Tiny Shakespeare for tiny only. Its short runs on little text want Muon and much decay: after as many tokens
-# AdamW at 3e-3 was 0.55 nats behind; dropout of 0.1 cost about 0.08, a decay of 0.1 instead of 0.6 about 0.04.
+# Only tiny is tuned, on Tiny Shakespeare. Short runs on little text need Muon and a large decay: after the same number
+# of tokens AdamW at 3e-3 had a loss 0.55 nats higher, dropout of 0.1 about 0.08, decay of 0.1 about 0.04.
 _RECIPE = ("max_steps", "batch_size", "warmup_steps", "learning_rate", "optimizer", "weight_decay")
 _RECIPES = {
     "tiny": (600, 8, 30, 6e-3, "muon", 0.6),
@@ -188,9 +185,9 @@ DEFAULTS = {preset: dict(zip(_RECIPE, values)) for preset, values in _RECIPES.it
 
 
 def fine_tuning(init: GPT2Config) -> dict:
-    """The recipe to go on with weights: short and gentle, stopped where validation stops improving.
+    """The recipe for fine-tuning: few steps at a low rate, stopped when the validation loss stops improving.
 
-    The peak rate is a tenth of the one that such a size is trained with from scratch.
+    The peak rate is a tenth of the rate for training a model of this size from scratch.
     """
     size = (init.n_layer, init.n_embd)
     preset = next((name for name, p in PRESETS.items() if (p.n_layer, p.n_embd) == size), "gpt2")

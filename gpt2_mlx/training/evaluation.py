@@ -11,21 +11,21 @@ from tqdm import tqdm
 
 from .. import device, tokenizer
 from ..corpus.loader import IGNORE, Windows, evaluation_batches
-from ..corpus.shards import Tokens
+from ..corpus.shards import AnyTokens
 from ..model import GPT2
 from . import ranks
 from .loss import cross_entropy_by_token
 
-_COUNTED_AT_ONCE = 1 << 22  # tokens to hold in memory
+_COUNTED_AT_ONCE = 1 << 22  # the tokens that are held in memory to be counted
 
 
 @dataclass(frozen=True)
 class Score:
-    """What a model makes of a text."""
+    """How well a model predicts a text."""
 
     loss: float  # nats per token
-    tokens: int  # that were predicted: all but the first
-    bytes: int  # of the text they stand for
+    tokens: int  # the number of predicted tokens: all but the first
+    bytes: int  # the bytes of text that these tokens stand for
 
     @property
     def perplexity(self) -> float:
@@ -33,22 +33,19 @@ class Score:
 
     @property
     def bits_per_byte(self) -> float:
-        """The loss in a unit that no tokenizer has a share in."""
+        """The loss in a unit that does not depend on the tokenizer."""
         return self.loss * self.tokens / math.log(2) / self.bytes if self.bytes else math.nan
 
 
 def perplexity(loss: float) -> float:
-    """e^loss; where that is more than a float holds, e^700."""
+    """e^loss, or e^700 where that is more than a float can hold."""
     return math.exp(min(loss, 700))
 
 
 class Evaluator:
-    """Sums a model's loss over rows of tokens.
+    """Sums the loss of a model, as it is at each call and without dropout, over rows of tokens.
 
-    Args:
-        model: scored as it is at each call, without dropout.
-        streams: those of `device.streams` for the batch size; each takes a part of a batch.
-        compile: fuse what can be.
+    Each of the `streams`, those of `device.streams` for the batch size, takes some rows of a batch.
     """
 
     def __init__(self, model: GPT2, streams: list[mx.Stream], compile: bool = True):
@@ -57,13 +54,13 @@ class Evaluator:
             self._rows = mx.compile(self._rows, inputs=[model.state])
 
     def rows(self, tokens: np.ndarray, targets: np.ndarray) -> np.ndarray:
-        """The summed loss of each row, in nats: (B, T) int32 and targets, some of them `IGNORE`, -> (B,) float64."""
+        """The summed loss of each row in nats: tokens and targets (B, T) int32 -> (B,) float64; `IGNORE` adds 0."""
         return np.array(self._rows(mx.array(tokens), mx.array(targets)), np.float64)
 
     def sums(self, batches: Iterable[Windows], name: str) -> tuple[float, int]:
-        """The loss summed over batches of `evaluation_batches`, and the tokens that count; `name` is for the bar.
+        """The loss summed over batches, and the number of targets that count; `name` labels the progress bar.
 
-        The processes share the batches out, and all get the sum that one alone would get.
+        The processes share the batches, and each returns the sum over all, with the bits that one process alone gets.
         """
         losses, count = [], 0
         bar = tqdm(batches, desc=name, unit="batch", leave=False, disable=None if ranks.is_first() else True)
@@ -74,16 +71,16 @@ class Evaluator:
         return sum(ranks.total(mx.array(losses)).tolist()), count
 
     def _rows(self, tokens: mx.array, targets: mx.array) -> mx.array:
-        parts = []
+        sums = []
         for stream, rows in device.split(len(tokens), self._streams):
             with mx.stream(stream):
                 losses = cross_entropy_by_token(self.model.hidden(tokens[rows]), _head(self.model), targets[rows])
-                parts.append(mx.sum(losses, axis=-1))
-        return mx.concatenate(parts)
+                sums.append(mx.sum(losses, axis=-1))
+        return mx.concatenate(sums)  # (B,)
 
 
 def _head(model: GPT2) -> mx.array:
-    """(V, C), also of a quantised model."""
+    """The weight of the head (V, C), dequantised where the model is quantised."""
     wte = model.wte
     if not model.quantization:
         return wte.weight
@@ -91,19 +88,13 @@ def _head(model: GPT2) -> mx.array:
 
 
 def score_text(
-    model: GPT2,
-    encoding: tiktoken.Encoding,
-    tokens: Tokens | np.ndarray,
-    stride: int | None = None,
-    batch_size: int = 8,
+    model: GPT2, encoding: tiktoken.Encoding, tokens: AnyTokens, stride: int | None = None, batch_size: int = 8
 ) -> Score:
-    """The score of a text, read in windows of block_size that begin every `stride` tokens; default: block_size.
+    """The score of a text, read in windows of block_size that begin every `stride` tokens, by default block_size.
 
-    Every token but the first counts once. With a stride below block_size each has more than block_size - stride tokens
-    before it, save for those of the first window; without one, the first of each window has a single one.
-
-    Raises:
-        ValueError: the stride is out of range, or the tokens are too few or beyond the model's vocabulary.
+    Every token but the first counts once. A token after the first window is predicted from at least
+    block_size - stride + 1 tokens. Raises a ValueError where the stride is out of range, or the tokens are fewer than 2
+    or beyond the model's vocabulary.
     """
     T = model.config.block_size
     stride = T if stride is None else stride
@@ -120,14 +111,14 @@ def score_text(
     return Score(total / count, count, _bytes(encoding, counts - _token_counts(tokens[:1])))
 
 
-def _token_counts(tokens: Tokens | np.ndarray) -> np.ndarray:
-    """How often each token is there: (65536,)."""
+def _token_counts(tokens: AnyTokens) -> np.ndarray:
+    """How often each token occurs: (65536,)."""
     n = _COUNTED_AT_ONCE
-    parts = (np.asarray(tokens[start : start + n]) for start in range(0, len(tokens), n))
-    return sum(np.bincount(part, minlength=2**16) for part in parts)
+    arrays = (np.asarray(tokens[start : start + n]) for start in range(0, len(tokens), n))
+    return sum(np.bincount(array, minlength=2**16) for array in arrays)
 
 
 def _bytes(encoding: tiktoken.Encoding, counts: np.ndarray) -> int:
-    """How many bytes of text tokens stand for; <|endoftext|> stands for none."""
+    """The bytes of text that the counted tokens stand for; <|endoftext|> stands for none."""
     ids = (int(id) for id in np.flatnonzero(counts) if id != tokenizer.EOT)
     return sum(int(counts[id]) * len(tokenizer.token_bytes(encoding, id)) for id in ids)

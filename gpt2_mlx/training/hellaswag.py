@@ -1,4 +1,4 @@
-"""HellaSwag (Zellers et al. 2019): which of four endings goes on with a context, told from their losses."""
+"""HellaSwag (Zellers et al. 2019): which of four endings follows a context, decided by their losses."""
 
 import json
 from dataclasses import dataclass
@@ -13,12 +13,12 @@ from ..corpus.loader import IGNORE
 from ..model import GPT2
 from .evaluation import Evaluator
 
-BUCKET = 32  # rows are padded to a multiple, so that shapes stay few
+BUCKET = 32  # rows are padded to a multiple of this, so that there are few different shapes
 
 
 @dataclass(frozen=True)
 class Item:
-    """A context, its endings, and which of them is the true one."""
+    """A context, its endings, and the number of the true ending."""
 
     context: str
     endings: tuple[str, ...]
@@ -27,10 +27,10 @@ class Item:
 
 @dataclass(frozen=True)
 class HellaSwagScore:
-    """How many items a model gets right."""
+    """The number of items, and of those for which the true ending has the lowest loss."""
 
     items: int
-    right: int  # by the ending's summed loss
+    right: int  # by the summed loss of the ending
     right_norm: int  # by its mean loss per token
 
     @property
@@ -43,10 +43,9 @@ class HellaSwagScore:
 
 
 def read(path: Path) -> list[Item]:
-    """The items of a file in the published format: a JSON object with ctx, endings and label a line.
+    """The items of a file in the published format: one JSON object with ctx, endings and label per line.
 
-    Raises:
-        ValueError: a line is none of that; the message names it.
+    Raises a ValueError that names a line with anything else.
     """
     items = []
     for number, line in enumerate(path.read_bytes().splitlines(), 1):
@@ -75,13 +74,10 @@ def _item(fields: object) -> Item:
 
 
 def score(model: GPT2, encoding: tiktoken.Encoding, items: list[Item], batch_size: int = 16) -> HellaSwagScore:
-    """Score items as a completion: the ending counts, the context before it does not.
+    """Take the ending with the lowest loss as the answer to each item; only the tokens of the ending count.
 
-    The ending with the lowest loss is the answer; acc_norm takes the loss per token. What is longer than block_size
-    loses its oldest tokens.
-
-    Raises:
-        ValueError: the model's vocabulary is smaller than the tokenizer's.
+    A context and ending that are longer than block_size lose their first tokens. Raises a ValueError where the model's
+    vocabulary is smaller than the tokenizer's.
     """
     if model.config.vocab_size < encoding.n_vocab:
         raise ValueError(f"the model's vocab_size is {model.config.vocab_size}; HellaSwag needs {encoding.n_vocab}")
@@ -100,26 +96,26 @@ def score(model: GPT2, encoding: tiktoken.Encoding, items: list[Item], batch_siz
 def rows(encoding: tiktoken.Encoding, item: Item, block_size: int) -> list[tuple[np.ndarray, np.ndarray]]:
     """Tokens and targets, (n,) each, of a context with each of its endings."""
     context = encoding.encode_ordinary(item.context)
-    found = []
+    windows = []
     for ending in item.endings:
         tokens = np.array(context + encoding.encode_ordinary(" " + ending), np.int32)
         targets = tokens[1:].copy()
         targets[: len(context) - 1] = IGNORE
-        found.append((tokens[:-1][-block_size:], targets[-block_size:]))
-    return found
+        windows.append((tokens[:-1][-block_size:], targets[-block_size:]))
+    return windows
 
 
 def _losses(model: GPT2, windows: list[tuple[np.ndarray, np.ndarray]], batch_size: int) -> np.ndarray:
-    """The summed loss of each, (len(windows),): those of about the same length go together."""
+    """The summed loss of each window, (len(windows),). Windows of about the same length share a batch."""
     evaluator, losses = Evaluator(model, device.streams(batch_size)), np.empty(len(windows))
     order = sorted(range(len(windows)), key=lambda i: -len(windows[i][0]))
     with tqdm(total=len(windows), desc="hellaswag", unit="ending", leave=False, disable=None) as bar:
         for start in range(0, len(windows), batch_size):
-            some = order[start : start + batch_size]
-            width = min(-(-len(windows[some[0]][0]) // BUCKET) * BUCKET, model.config.block_size)
+            batch = order[start : start + batch_size]
+            width = min(-(-len(windows[batch[0]][0]) // BUCKET) * BUCKET, model.config.block_size)
             tokens, targets = np.zeros((batch_size, width), np.int32), np.full((batch_size, width), IGNORE, np.int32)
-            for place, i in enumerate(some):
-                tokens[place, : len(windows[i][0])], targets[place, : len(windows[i][1])] = windows[i]
-            losses[some] = evaluator.rows(tokens, targets)[: len(some)]
-            bar.update(len(some))
+            for row, i in enumerate(batch):
+                tokens[row, : len(windows[i][0])], targets[row, : len(windows[i][1])] = windows[i]
+            losses[batch] = evaluator.rows(tokens, targets)[: len(batch)]
+            bar.update(len(batch))
     return losses

@@ -1,4 +1,4 @@
-"""Cross entropy over the whole vocabulary that never holds all of the logits.
+"""Cross entropy over the whole vocabulary, without holding the logits of all tokens at once.
 
 Shapes: N tokens, C n_embd, V vocab_size.
 """
@@ -12,16 +12,16 @@ from ..corpus.loader import IGNORE
 def cross_entropy(hidden: mx.array, wte: mx.array, targets: mx.array) -> tuple[mx.array, mx.array]:
     """The summed cross entropy of softmax(hidden @ wte.T) against the targets, in nats.
 
-    Takes a part of the tokens at a time, so that only its logits exist, and makes the gradient while they are there:
-    each exponential is computed once, for value and gradient together.
+    It takes one part of the tokens after the other, so that only the logits of a part exist at a time. While they
+    exist, it computes the gradient too, so that each exponential is computed once.
 
     Args:
-        hidden: (..., C) what the head is applied to.
+        hidden: (..., C) the input of the head.
         wte: (V, C) the head.
         targets: (...) integers in [0, V), or `IGNORE`.
 
     Returns:
-        The sum over all tokens that count, and their number, both float32 scalars.
+        The sum over all targets that count, and their number, both float32 scalars.
     """
     targets = targets.reshape(-1)
     loss, _, _ = _loss_and_gradients(hidden.reshape(-1, hidden.shape[-1]), wte, targets)
@@ -29,15 +29,11 @@ def cross_entropy(hidden: mx.array, wte: mx.array, targets: mx.array) -> tuple[m
 
 
 def cross_entropy_by_token(hidden: mx.array, wte: mx.array, targets: mx.array) -> mx.array:
-    """The terms of `cross_entropy`, without a gradient: for evaluation.
-
-    Returns:
-        (...) float32, in nats; 0 where a target does not count.
-    """
+    """The terms of `cross_entropy` without a gradient, for evaluation: (...) float32, 0 where a target is `IGNORE`."""
     hidden, flat = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
     log_totals = []
     for part in _parts(len(hidden), wte):
-        h = mx.depends(hidden[part], log_totals[-1:])  # one part after the other
+        h = mx.depends(hidden[part], log_totals[-1:])  # (n, C), one part after the other
         _, _, log_total = _softmax_terms(h, wte)
         log_totals.append(log_total)
     return _losses(hidden, wte[mx.maximum(flat, 0)], mx.concatenate(log_totals), flat).reshape(targets.shape)
@@ -47,8 +43,8 @@ def cross_entropy_by_token(hidden: mx.array, wte: mx.array, targets: mx.array) -
 def _loss_and_gradients(hidden: mx.array, wte: mx.array, targets: mx.array) -> tuple[mx.array, mx.array, mx.array]:
     """The loss (), its gradient for hidden (N, C) and for wte (V, C).
 
-    With p = softmax(logits), d loss / d logits = p - one_hot(target). The one_hot's share of the gradients needs no
-    logits; p's is made with its divisor applied to the small matrices.
+    With p = softmax(logits), d loss / d logits = p - one_hot(target). The gradients' term with one_hot needs no logits.
+    In the term with p, the softmax's divisor is applied to the small matrices (n, C) instead of (n, V).
     """
     counted = _counted(targets)  # (N, 1)
     log_totals, d_hidden, d_wte = [], [], mx.zeros(wte.shape)

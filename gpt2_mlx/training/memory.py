@@ -1,4 +1,4 @@
-"""What memory a step takes, by calculation.
+"""The memory that a step takes, by calculation.
 
 Shapes: B windows per micro-batch, T block_size, C n_embd, H n_head, L n_layer, V vocab_size; 4 bytes a number.
 """
@@ -6,31 +6,31 @@ Shapes: B windows per micro-batch, T block_size, C n_embd, H n_head, L n_layer, 
 from .. import device
 from .config import TrainConfig
 
-Parts = dict[str, float]  # what holds memory, in bytes
+Usage = dict[str, float]  # bytes, by the name of what holds them
 
 # Fitted to peaks measured on the CPU, over models of 4 to 12 layers, 128 to 768 wide, windows of 128 to 1,024 tokens.
-_KEPT_PER_CHANNEL = 31  # numbers a block keeps for the backward pass, per token and channel
-_BUFFERS_PER_CHUNK = 2.5  # of the loss: logits, their exponentials, half of another chunk's
-_KEPT_IN_16_BITS = 0.7  # softmax, norms and GELU keep some in float32
-_BLOCKS_AT_WORK = 3  # in the backward pass: what they kept, its gradients, what is made for the next
-_SCORES_AT_WORK = 5
-_MUON_COPIES = 3  # of the blocks' matrices, which are made orthogonal all at once
+_KEPT_PER_CHANNEL = 31  # numbers that a block keeps for the backward pass, per token and channel
+_BUFFERS_PER_PART = 2.5  # (n, V) arrays of a part of the loss: logits, their exponentials, half of the next part's
+_KEPT_IN_16_BITS = 0.7  # of the bytes kept in float32; softmax, norms and GELU keep some numbers in float32
+_BLOCKS_AT_WORK = 3  # blocks' activations in the backward pass: the kept ones, their gradients, the next block's
+_SCORES_AT_WORK = 5  # the same for attention scores
+_MUON_COPIES = 3  # of the blocks' matrices, since Muon makes all of them orthogonal at once
 
 
-def predict(config: TrainConfig, processes: int = 1) -> Parts:
-    """What holds memory at the moment of a step's peak, for resolved settings: the sum is the peak.
+def predict(config: TrainConfig, processes: int = 1) -> Usage:
+    """What holds memory at the peak of a step, for resolved settings; the sum is the peak.
 
-    The peak is in the loss, where all activations are kept, at the end of the backward pass, where all gradients are
-    made, or in the update, where weights and moments are there twice.
+    The peak is one of three moments: in the loss, when all activations are kept; at the end of the backward pass, when
+    all gradients exist; or in the update, when weights and moments exist twice.
     """
     model = config.model_config()
     L, C, T, V = model.n_layer, model.n_embd, model.block_size, model.vocab_size
-    blocks, table = 4 * 12 * L * C * C, 4 * V * C  # of the blocks' matrices; of wte
+    blocks, table = 4 * 12 * L * C * C, 4 * V * C  # bytes of the blocks' matrices, and of wte
     weights = blocks + table + 4 * (T * C + 13 * L * C + 2 * C)
     streams = device.n_streams(config.batch_size)
-    lowered = 0 if config.dtype == "float32" else streams * blocks / 2
+    lowered = 0 if config.dtype == "float32" else streams * blocks / 2  # each stream's copy in 16 bits
     is_muon = config.optimizer == "muon"
-    several = config.grad_accum_steps > processes  # micro-batches in each process: their sum is kept, too
+    several = config.grad_accum_steps > processes  # micro-batches per process: the sum of their gradients is kept, too
     moments = 2 * weights - is_muon * blocks
     states = {"weights": weights + lowered, "moments": moments}
     kept, scores = _activations(config)
@@ -40,7 +40,7 @@ def predict(config: TrainConfig, processes: int = 1) -> Parts:
         "gradients": weights * several + streams * table,
         "activations": L * (4 * config.batch_size * T * C if config.grad_checkpoint else kept),
         "attention scores": 0 if config.grad_checkpoint else L * scores,
-        "logits": streams * _BUFFERS_PER_CHUNK * 4 * rows * V,
+        "logits": streams * _BUFFERS_PER_PART * 4 * rows * V,
     }
     backward = {
         **states,
@@ -53,24 +53,24 @@ def predict(config: TrainConfig, processes: int = 1) -> Parts:
         "gradients": weights * (2 if processes > 1 else 1),
         "updated": weights + moments + is_muon * _MUON_COPIES * blocks,
     }
-    return max((loss, backward, update), key=lambda parts: sum(parts.values()))
+    return max((loss, backward, update), key=lambda usage: sum(usage.values()))
 
 
 def _activations(config: TrainConfig) -> tuple[float, float]:
-    """The bytes that a block keeps of a micro-batch for the backward pass, and of its attention scores."""
+    """The bytes that a block keeps for the backward pass of a micro-batch: of activations, and of attention scores."""
     tokens = config.batch_size * config.block_size
     size = 4 if config.dtype == "float32" else 4 * _KEPT_IN_16_BITS
     kept = size * _KEPT_PER_CHANNEL * tokens * config.n_embd
     scores = size * tokens * config.n_head * config.block_size
-    return kept, scores * (2.25 if config.dropout else 1)  # with the dropped ones and their mask
+    return kept, scores * (2.25 if config.dropout else 1)  # dropout keeps its result and its mask, too
 
 
 def peak(config: TrainConfig, processes: int = 1) -> float:
-    """The bytes a step of resolved settings takes at its peak."""
+    """The bytes that a step of resolved settings takes at its peak."""
     return sum(predict(config, processes).values())
 
 
-def describe(parts: Parts) -> str:
-    """Such as: 2.81 GB (weights 0.50, moments 1.00, gradients 1.31)."""
-    held = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in parts.items() if size)
-    return f"{sum(parts.values()) / 1e9:.2f} GB ({held})"
+def describe(usage: Usage) -> str:
+    """A line such as "2.81 GB (weights 0.50, moments 1.00, gradients 1.31)"."""
+    held = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in usage.items() if size)
+    return f"{sum(usage.values()) / 1e9:.2f} GB ({held})"

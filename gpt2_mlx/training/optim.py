@@ -23,10 +23,10 @@ def learning_rate(step: int, config: TrainConfig) -> float:
 
 
 class _Guarded(optim.Optimizer):
-    """A rule of MLX that can be told not to take a step."""
+    """An optimizer of MLX that can skip a step."""
 
     def apply_gradients(self, gradients: dict, parameters: dict, rate: mx.array, taken: mx.array) -> dict:
-        """The new parameters. Where `taken` (), is false, they and all of the state are the old ones."""
+        """The new parameters. Where the scalar `taken` is false, the parameters and the state keep their values."""
         step = self.step
         self.learning_rate, self._taken = mx.where(taken, rate, 0), taken
         updated = super().apply_gradients(gradients, parameters)
@@ -35,7 +35,7 @@ class _Guarded(optim.Optimizer):
 
 
 class AdamW(_Guarded, optim.AdamW):
-    """MLX's AdamW (Loshchilov & Hutter 2019) in a form of which `mx.compile` makes one kernel a parameter."""
+    """MLX's AdamW (Loshchilov & Hutter 2019), written so that `mx.compile` makes one kernel per parameter."""
 
     def apply_single(self, gradient: mx.array, parameter: mx.array, state: dict) -> mx.array:
         (b1, b2), rate, step = self.betas, self.learning_rate, self.step
@@ -50,11 +50,7 @@ class Muon(_Guarded, optim.Muon):
 
     An orthogonal (m, n) update has elements of root mean square 1 / sqrt(max(m, n)). Scaled by 0.2 sqrt(max(m, n)),
     as Liu et al. 2025 ("Muon is scalable for LLM training", section 2.2) do, it moves weights as far as AdamW does, so
-    that one learning rate and one decay serve both.
-
-    Args:
-        decay: the weight decay.
-        streams: those that update the parameters, in turns.
+    that one learning rate and one decay serve both. The `streams` update the parameters in turns.
     """
 
     def __init__(self, decay: float, streams: list[mx.Stream]):
@@ -67,13 +63,13 @@ class Muon(_Guarded, optim.Muon):
         with mx.stream(next(self._streams)):
             v = state["v"]
             moved = super().apply_single(gradient, mx.zeros_like(parameter), state)
-            moved = moved * (0.2 * max(m, n) ** 0.5 / max(1, m / n) ** 0.5)  # MLX has scaled it by max(1, m / n)^0.5
+            moved = moved * (0.2 * max(m, n) ** 0.5 / max(1, m / n) ** 0.5)  # undoes MLX's factor max(1, m / n)^0.5
             state["v"] = mx.where(self._taken, state["v"], v)
             return parameter * (1 - self.learning_rate * self.decay) + moved
 
 
 class Rules(optim.MultiOptimizer):
-    """Several rules, each for its own parameters."""
+    """Several optimizers, each for its own parameters."""
 
     def apply_gradients(self, gradients: dict, parameters: dict, rate: mx.array, taken: mx.array) -> dict:
         """As `_Guarded.apply_gradients`."""
@@ -84,14 +80,14 @@ class Rules(optim.MultiOptimizer):
 
 
 def group(name: str, parameter: mx.array, optimizer: str) -> str:
-    """Which rule updates a parameter: "muon" (hidden matrices), "decay" (other matrices) or "plain" (vectors)."""
+    """The rule that updates a parameter: "muon" (hidden matrices), "decay" (other matrices) or "plain" (vectors)."""
     if parameter.ndim < 2:
         return "plain"
     return "muon" if optimizer == "muon" and name.startswith("h.") else "decay"
 
 
 def build(config: TrainConfig, model: GPT2, streams: list[mx.Stream]) -> Rules:
-    """The optimizer of a run, its state made, to be used by `guarded_update`."""
+    """The optimizer of a run, with its initial state, for `guarded_update`."""
 
     def adamw(weight_decay: float) -> AdamW:
         return AdamW(0.0, betas=[0.9, config.beta2], weight_decay=weight_decay)
@@ -111,18 +107,15 @@ def build(config: TrainConfig, model: GPT2, streams: list[mx.Stream]) -> Rules:
 def guarded_update(
     model: GPT2, optimizer: Rules, sums: dict, count: mx.array, rate: mx.array, max_norm: float
 ) -> tuple[mx.array, mx.array]:
-    """Clip the gradients to a global norm (0: do not) and update the model, unless the norm is not finite.
+    """Clip the gradients to the global norm `max_norm` (0: do not clip) and update the model.
 
-    A step whose gradients hold a nan or an infinity leaves the model and the optimizer as they were.
-
-    Args:
-        sums: the gradients times `count`.
-        count: (), what to divide them by.
+    The gradients are `sums` divided by the scalar `count`. If they hold a nan or an infinity, the step is not taken:
+    model and optimizer stay as they were.
 
     Returns:
         The norm before clipping, and whether the step was taken, both scalars.
     """
-    # row by row: one float32 sum over millions of squares on a CPU falls short by percents
+    # row by row: on a CPU, one float32 sum over millions of squares is too small by several percent
     norm = mx.sqrt(sum(mx.sum(mx.sum(mx.square(g), axis=-1)) for _, g in tree_flatten(sums))) / count
     taken = mx.isfinite(norm)
     factor = (mx.minimum(1, max_norm / (norm + 1e-6)) if max_norm > 0 else 1) / count
@@ -131,15 +124,10 @@ def guarded_update(
     return norm, taken
 
 
-def set_state(optimizer: Rules, state: dict) -> None:
-    """Give the optimizer another state of the same shape."""
-    _assign(optimizer.state, state)
-
-
-def _assign(tree: dict | list, other: dict | list) -> None:
-    """In place: mx.compile knows its state by the containers."""
-    for key in tree if isinstance(tree, dict) else range(len(tree)):
-        if isinstance(tree[key], mx.array):
-            tree[key] = other[key]
+def set_state(state: dict | list, other: dict | list) -> None:
+    """Replace the arrays of an optimizer's state in place, since mx.compile identifies its state by the containers."""
+    for key in state if isinstance(state, dict) else range(len(state)):
+        if isinstance(state[key], mx.array):
+            state[key] = other[key]
         else:
-            _assign(tree[key], other[key])
+            set_state(state[key], other[key])

@@ -1,4 +1,4 @@
-"""The planner: what memory and time a run takes, and which micro-batches fit."""
+"""The planner: the memory and time that a run takes, and the micro-batches that fit."""
 
 import dataclasses
 import time
@@ -13,7 +13,7 @@ from .config import TrainConfig
 
 
 def ways(config: TrainConfig) -> Iterator[TrainConfig]:
-    """Ways to take the same step: in ever smaller micro-batches, first with activations kept, then made anew."""
+    """The ways to take the same step: in smaller and smaller micro-batches, with activations kept, then recomputed."""
     for checkpoint in sorted({config.grad_checkpoint, True}):
         for n in range(config.batch_size, 0, -1):
             if config.batch_size % n == 0:
@@ -43,7 +43,7 @@ def choose(config: TrainConfig, given: bool) -> TrainConfig:
 
 
 def measure(config: TrainConfig) -> tuple[float, float]:
-    """The seconds and the peak in bytes of a step of one micro-batch, the step after the one that compiles."""
+    """The seconds and the peak memory in bytes of a step of one micro-batch, after a step that compiles it."""
     model = GPT2(config.model_config(), config.seed)
     take_step = step.build(config, model)
     tokens = mx.arange(config.batch_size * config.block_size).reshape(config.batch_size, -1) % model.config.vocab_size
@@ -55,7 +55,7 @@ def measure(config: TrainConfig) -> tuple[float, float]:
 
 
 def report(config: TrainConfig) -> str:
-    """What a run of settings that fit takes, by prediction and by one measured step, and the other ways to take it."""
+    """The memory and time of a run, from a prediction and one measured step, and the other ways to take its steps."""
     budget, processes = device.memory(ranks.here()), ranks.size()
     seconds, peak = measure(config)
     windows = config.batch_size * config.grad_accum_steps
@@ -64,7 +64,9 @@ def report(config: TrainConfig) -> str:
 
     def row(way: TrainConfig) -> str:
         size = memory.peak(way, processes)
-        passes = 4 / 3 if way.grad_checkpoint > config.grad_checkpoint else 1  # a second forward pass; backward is two
+        passes = (
+            4 / 3 if way.grad_checkpoint > config.grad_checkpoint else 1
+        )  # one more forward pass; a backward pass takes two
         note = "  this run" if way == config else "" if size <= budget else "  does not fit"
         sizes = f"{way.batch_size:>12}  {way.grad_accum_steps:>18}  {'yes' if way.grad_checkpoint else 'no':>17}"
         return f"{sizes}  {size / 1e9:>7.2f}  {per_step * passes:>7.2f}{note}"

@@ -3,12 +3,12 @@
 import mlx.core as mx
 from mlx.utils import tree_map_with_path
 
-FIRST_SCALE = 2.0**8  # of a loss that is summed over tokens; of their mean it would be thousands of times as large
-GROWTH_STEPS = 2000  # steps in a row without an overflow before the scale is tried twice as large
+FIRST_SCALE = 2.0**8  # for the loss summed over tokens; their mean loss would need thousands of times as much
+GROWTH_STEPS = 2000  # steps in a row without an overflow before the scale is doubled
 
 
 def lowered(parameters: dict, dtype: str) -> dict:
-    """The parameters with those of the blocks in `dtype`.
+    """The parameters, with those of the blocks in `dtype`.
 
     The embeddings stay float32, and with wte the head: their gradients add up over all tokens of a batch, and a sum in
     bfloat16 stops growing at 256 times its summands.
@@ -21,14 +21,14 @@ def lowered(parameters: dict, dtype: str) -> dict:
 
 
 def first_scale(dtype: str) -> float:
-    """What a run multiplies its first losses by: float16 ends at 6e-8, above many a gradient."""
+    """The loss scale of a run's first step. Without one, gradients below 6e-8 would become 0 in float16."""
     return FIRST_SCALE if dtype == "float16" else 1.0
 
 
 def next_scale(dtype: str, scale: float, steps: int, taken: bool) -> tuple[float, int]:
-    """The scale after a step, and for how many steps in a row there was no overflow at it.
+    """The loss scale after a step, and the number of steps in a row that had no overflow at this scale.
 
-    An overflow makes a gradient infinite, hence the step is not taken: then the scale is halved, down to 1.
+    An overflow makes a gradient infinite, so that the step is not taken; then the scale is halved, but not below 1.
     """
     if dtype != "float16":
         return scale, steps

@@ -1,6 +1,6 @@
 """The processes that train one model together, each on its part of every step: `mlx.launch -n 2 python train.py`.
 
-A process that was started alone is a group of one, in which every function here gives back what it was given.
+A process that was started alone is a group of one, in which these functions return what they are given.
 """
 
 import io
@@ -32,7 +32,7 @@ def size() -> int:
 
 
 def here() -> int:
-    """How many of the processes share this machine."""
+    """The number of the processes that share this machine."""
     name = zlib.crc32(platform.node().encode())
     return mx.distributed.all_gather(mx.array([name], mx.uint32)).tolist().count(name)
 
@@ -64,28 +64,28 @@ def largest(number: int) -> int:
 
 
 def share(tree: Tree) -> Tree:
-    """The first process's tree of arrays, in all processes."""
+    """The first process's tree of arrays, returned in all processes."""
     shared = tree_map(lambda a: total(a if is_first() else mx.zeros_like(a)), tree)
     mx.eval(shared)
     return shared
 
 
 def ask_first(question: Callable[[], Any]) -> Any:
-    """What `question()` gives in the first process, in all processes: anything that JSON can say."""
+    """What `question()` returns in the first process, returned in all processes; JSON must be able to hold it."""
     answer = list(json.dumps(question()).encode()) if is_first() else []
     length = total(mx.array(len(answer))).item()
     return json.loads(bytes(share(mx.array(answer or [0] * length)).tolist()))
 
 
 def agree(reason: str | None) -> str | None:
-    """The reason of the first process that has one: all end after the same step, whichever was told to."""
+    """The reason to stop of the first process that has one, so that all processes stop after the same step."""
     own = (reason or "").encode()[:_REASON_BYTES].ljust(_REASON_BYTES, b"\0")
     reasons = mx.distributed.all_gather(mx.array(list(own))[None]).tolist()  # (size, 32)
-    return next((bytes(told).rstrip(b"\0").decode() for told in reasons if any(told)), None)
+    return next((bytes(characters).rstrip(b"\0").decode() for characters in reasons if any(characters)), None)
 
 
 def in_turn(act: Callable[[], Result]) -> Result:
-    """Act in the first process and then in the others: what it caches is made once on a machine."""
+    """Call `act` in the first process and then in the others, so that what it caches is made once on a machine."""
     result = act() if is_first() else None
     mx.eval(total(mx.array(0)))  # the others wait here
     return result if is_first() else act()
@@ -93,7 +93,7 @@ def in_turn(act: Callable[[], Result]) -> Result:
 
 @contextmanager
 def together() -> Iterator[None]:
-    """Only the first process prints; one that finds another gone ends, with status 1 and a line."""
+    """Let only the first process print. A process that finds another one gone ends with status 1 and one line."""
     try:
         with nullcontext() if is_first() else redirect_stdout(io.StringIO()):
             yield

@@ -1,4 +1,4 @@
-"""What a run tells: events to metrics.jsonl, lines to the console, a progress bar where there is a terminal."""
+"""What a run reports: events in metrics.jsonl, lines on the console, a progress bar where there is a terminal."""
 
 import os
 import sys
@@ -14,47 +14,42 @@ from .progress import Progress
 
 
 class Report:
-    """Tells of one call of `Trainer.fit`; close it when that ends. Of several processes only the first is heard.
+    """Reports one call of `Trainer.fit`, which begins after `step` steps. Of several processes only the first reports.
 
-    The loss of a train event is the mean since the one before. The first step has its own: it should be about ln V.
-
-    Args:
-        run: the run folder.
-        step: the steps done before.
-        config: the run's settings.
+    The loss of a train event is the mean since the train event before it. The first step has its own event; its loss
+    should be about ln V.
     """
 
     def __init__(self, run: Path, step: int, config: TrainConfig):
         self._problem: str | None = None  # with the log
         self._log = run / "metrics.jsonl" if ranks.is_first() else Path(os.devnull)
-        self._max_steps, self._log_interval = config.max_steps, config.log_interval
-        self._tokens_per_step = config.grad_accum_steps * config.batch_size * config.block_size
+        self._config = config
         hidden = None if ranks.is_first() else True  # None: no bar where stderr is no terminal
-        self._bar = tqdm(initial=step, total=self._max_steps, unit="step", disable=hidden, dynamic_ncols=True)
+        self._bar = tqdm(initial=step, total=config.max_steps, unit="step", disable=hidden, dynamic_ncols=True)
         self._steps, self._seconds, self._loss = 0, 0.0, 0.0  # sums since the last train event
 
     def step(self, progress: Progress, loss: float, lr: float, grad_norm: float, taken: bool, seconds: float) -> None:
-        """A step is done, in `seconds`, and `progress` counts it."""
+        """Report a step that took `seconds`; `progress` has counted it."""
         self._steps, self._seconds, self._loss = self._steps + 1, self._seconds + seconds, self._loss + loss
         self._bar.update()
         step, scale = progress.step, progress.loss_scale
         if not taken:
             self._write("skip", step, loss=loss, grad_norm=grad_norm, loss_scale=scale)
             self.say(f"step {step}: skipped, its gradients are not finite (loss {loss}, loss scale now {scale:g})")
-        if step == 1 or step % self._log_interval == 0 or step == self._max_steps:
+        if step == 1 or step % self._config.log_interval == 0 or step == self._config.max_steps:
             self._train_event(step, lr, grad_norm, progress.elapsed_s)
 
     def _train_event(self, step: int, lr: float, grad_norm: float, elapsed_s: float) -> None:
-        loss, seconds = self._loss / self._steps, self._seconds / self._steps
-        speed = self._tokens_per_step / seconds
+        config, loss, seconds = self._config, self._loss / self._steps, self._seconds / self._steps
+        speed = config.grad_accum_steps * config.batch_size * config.block_size / seconds
         numbers = {"loss": loss, "lr": lr, "grad_norm": grad_norm, "elapsed_s": round(elapsed_s, 3)}
         memory = round(device.peak_memory_gb(), 3)
         self._write("train", step, **numbers, tokens_per_s=round(speed, 1), peak_memory_gb=memory)
         self._bar.set_postfix_str(f"loss {loss:.3f}, {speed:,.0f} tokens/s")
         if self._bar.disable:
-            left = tqdm.format_interval((self._max_steps - step) * seconds)
+            left = tqdm.format_interval((config.max_steps - step) * seconds)
             self.say(
-                f"step {step:>6}/{self._max_steps} | loss {loss:.4f} | lr {lr:.2e}"
+                f"step {step:>6}/{config.max_steps} | loss {loss:.4f} | lr {lr:.2e}"
                 f" | norm {grad_norm:.2f} | {speed:,.0f} tokens/s | {left} left"
             )
         self._steps, self._seconds, self._loss = 0, 0.0, 0.0
@@ -64,7 +59,7 @@ class Report:
         self.say(f"step {step:>6}: val loss {loss:.4f}{' (best so far)' if is_best else ''}")
 
     def test(self, step: int, loss: float) -> None:
-        """`step` is the one whose weights were tested."""
+        """Report the test loss of the weights after `step`."""
         self._write("test", step, loss=loss, perplexity=perplexity(loss))
         self.say(f"test loss {loss:.4f}, perplexity {perplexity(loss):.1f} (weights of step {step})")
 
@@ -84,7 +79,7 @@ class Report:
     def say(self, line: str) -> None:
         """Print a line above the bar."""
         tqdm.write(line)
-        sys.stdout.flush()  # into a pipe, too, as it happens
+        sys.stdout.flush()  # so that a pipe gets the line at once, too
 
     def close(self) -> None:
         self._bar.close()

@@ -1,10 +1,9 @@
-"""Opening a run: from what is settled to a trainer that is ready, in a run folder that says how it was made."""
+"""Open a run: from its settings to a trainer that is ready, in a run folder that says how it was made."""
 
 import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TextIO
 
 import mlx.core as mx
 from mlx.utils import tree_map
@@ -12,7 +11,7 @@ from mlx.utils import tree_map
 from .. import checkpoint, device, metrics
 from ..corpus.dataset import SPLITS, TokenDataset
 from ..corpus.source import Source
-from ..files import lock, new_file, read_json, remove_leftovers, write_json
+from ..files import lock, new_file, read_json, write_json
 from ..model import GPT2
 from . import ranks, step
 from .config import TrainConfig
@@ -22,10 +21,10 @@ from .trainer import Trainer
 
 @contextmanager
 def opened(settled: Settled) -> Iterator[Trainer]:
-    """A trainer: new, or with --resume as the run's latest checkpoint left it. Until the end the folder is its own.
+    """Yield a trainer: a new one, or with --resume one in the state of the run's latest checkpoint.
 
-    Raises:
-        ValueError: the folder holds a run and --resume is not given, or what it holds does not fit.
+    The run folder is locked until the block ends. Raises a ValueError where the folder holds a run and --resume is not
+    given, or where the text or the steps of that run do not fit the settings.
     """
     config, source, run, init = settled.config, settled.source, settled.run, settled.init
     saved = checkpoint.to_resume(run) if ranks.is_first() else None
@@ -34,10 +33,11 @@ def opened(settled: Settled) -> Iterator[Trainer]:
         raise ValueError(f"{run} holds a run already: go on with --resume, or choose another folder with --out")
     dataset = ranks.in_turn(lambda: TokenDataset.open(source))
     dataset.check_length(config.block_size)
-    if ranks.ask_first(lambda: _text_key(run) if resuming else dataset.key) != dataset.key:  # the first process's text
+    key = ranks.ask_first(lambda: read_json(run / "train.json").get("text", {}).get("key") if resuming else dataset.key)
+    if key != dataset.key:
         raise ValueError(f"{', '.join(map(str, source.files))} is not the text that {run} began to learn from")
     model = _model(config, init, saved or init)
-    with _claimed(run) if ranks.is_first() else nullcontext():
+    with lock(run) if ranks.is_first() else nullcontext():
         trainer = Trainer(config, step.build(config, model), dataset, run)
         if saved:
             if saved != checkpoint.linked(run, "latest"):
@@ -57,20 +57,8 @@ def opened(settled: Settled) -> Iterator[Trainer]:
         yield trainer
 
 
-def _claimed(run: Path) -> TextIO:
-    """Make the run folder and hold it, as long as what is returned is open."""
-    run.mkdir(parents=True, exist_ok=True)
-    held = lock(run)
-    remove_leftovers(run)
-    return held
-
-
-def _text_key(run: Path) -> str | None:
-    return read_json(run / "train.json").get("text", {}).get("key")
-
-
 def _model(config: TrainConfig, init: Path | None, like: Path | None) -> GPT2:
-    """A new model, or one with the weights of `init`; its vocabulary is as large as that of the checkpoint `like`."""
+    """A new model or one with the weights of `init`, with the vocab_size of the checkpoint `like`, if there is one."""
     shape = config.model_config()
     vocab_size = ranks.ask_first(lambda: checkpoint.read_config(like).vocab_size if like else shape.vocab_size)
     model = GPT2(dataclasses.replace(shape, vocab_size=vocab_size), config.seed)

@@ -1,4 +1,4 @@
-"""From flags to what a run shall be: nothing is left open, and nothing is written yet."""
+"""From flags to a run whose settings are all decided. Nothing is written yet."""
 
 import dataclasses
 from collections.abc import Callable
@@ -12,29 +12,25 @@ from ..files import read_json
 from . import plan, ranks
 from .config import SHAPE, TrainConfig, flag
 
-# What a resumed run must share with the one that was stopped, or it would be another run.
+# Settings that a resumed run cannot change, since it continues the run that was stopped.
 _FIXED = (*SHAPE, "preset", "init_from", "batch_size", "grad_accum_steps", "optimizer", "dtype", "seed", "eval_tokens")
 
 
 @dataclass(frozen=True)
 class Settled:
-    """A run to begin or to go on with."""
+    """A run to start or to resume."""
 
     config: TrainConfig  # resolved
-    source: Source  # its text
-    run: Path  # its folder
-    init: Path | None  # the checkpoint folder with the weights to begin with, if any, in the first process
+    source: Source  # the text
+    run: Path  # the run folder
+    init: Path | None  # in the first process, the checkpoint folder with the weights to start from, if there is one
 
 
 def settle(flags: TrainConfig, over: Callable[[TrainConfig], TrainConfig]) -> Settled:
     """Choose the device, find the text and the weights, and resolve the settings.
 
-    Args:
-        flags: what was asked for.
-        over: the same flags over a saved run's settings in place of the defaults.
-
-    Raises:
-        ValueError: a text or weights are not there, or the settings are not those of the run to resume, or do not fit.
+    `over` parses the command line again with a saved run's settings in place of the defaults. Raises a ValueError where
+    the text or the weights are missing, or the settings contradict the run to resume or do not fit the machine.
     """
     device.select(flags.device)
     source = None if flags.resume and flags.out else find(flags.data)
@@ -59,7 +55,7 @@ def settle(flags: TrainConfig, over: Callable[[TrainConfig], TrainConfig]) -> Se
 
 
 def _saved_settings(run: Path) -> TrainConfig | None:
-    """The settings a run was started with, None where there is no run yet."""
+    """The settings that a run was started with; None where there is no run yet."""
     path = run / "train.json"
     facts = ranks.ask_first(lambda: read_json(path) if path.exists() else None)
     try:
@@ -69,7 +65,7 @@ def _saved_settings(run: Path) -> TrainConfig | None:
 
 
 def _find_init(flags: TrainConfig, run: Path) -> tuple[Path | None, GPT2Config | None]:
-    """The weights to begin with, which only the first process reads, and their shape; None where there are none."""
+    """The folder of the weights to start from, in the first process, which alone reads it, and their shape, or None."""
     begins_here = ranks.is_first() and flags.fine_tunes and not checkpoint.to_resume(run)
     init = pretrained.find(flags.init_from) if begins_here else None
     shape = ranks.ask_first(lambda: dataclasses.asdict(checkpoint.read_config(init)) if init else None)

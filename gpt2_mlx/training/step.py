@@ -1,4 +1,4 @@
-"""The step: gradients of micro-batches over streams and processes, and one update; compiled."""
+"""The step: gradients of micro-batches, shared by streams and processes, and one update. Both are compiled."""
 
 from functools import partial, reduce
 
@@ -15,22 +15,16 @@ Batch = tuple[mx.array, mx.array]  # tokens, targets: (B, T) int32
 
 
 def build(config: TrainConfig, model: GPT2) -> "Step":
-    """The step of resolved settings for a model, with its optimizer; from here on MLX keeps to the step's memory."""
+    """The step of a model with its optimizer, for resolved settings. It limits MLX's memory to what the step needs."""
     mx.eval(model.parameters())
     device.work_within(memory.peak(config, ranks.size()) - 4 * model.n_params)
     return Step(config, model, device.streams(config.batch_size))
 
 
 class Step:
-    """Takes optimizer steps.
+    """Takes optimizer steps, which change the model in place.
 
-    Args:
-        config: resolved settings.
-        model: what to train, in place.
-        streams: those of `device.streams` for the batch size; each takes a part of a micro-batch.
-
-    Attributes:
-        optimizer: the rule, with its state.
+    Each of the `streams`, those of `device.streams` for the batch size, takes some rows of a micro-batch.
     """
 
     def __init__(self, config: TrainConfig, model: GPT2, streams: list[mx.Stream]):
@@ -47,10 +41,10 @@ class Step:
         """One step on the micro-batches of all processes, not yet evaluated.
 
         Args:
-            batches: this process's micro-batches, as many as every other's.
+            batches: this process's micro-batches; every process has the same number of them.
             rate: the learning rate.
-            number: how many steps were taken before; dropout follows from it and from the seed.
-            loss_scale: what losses are multiplied by while gradients are made.
+            number: the number of steps before this one; dropout follows from it and from the seed.
+            loss_scale: the factor of the loss while its gradients are computed.
 
         Returns:
             The mean loss per token, the gradients' norm before clipping, and whether the step was taken: scalars.
@@ -65,27 +59,27 @@ class Step:
 
     @property
     def state(self) -> list[dict]:
-        """All that a step changes, to be evaluated: parameters and the optimizer's state."""
+        """The arrays that a step changes, to be evaluated: parameters and the optimizer's state."""
         return [self.model.state, self.optimizer.state]
 
     def gradients(
         self, tokens: mx.array, targets: mx.array, key: mx.array, scale: mx.array
     ) -> tuple[mx.array, mx.array, dict]:
-        """The loss summed and scaled, the tokens that count, and the sum's gradients; each stream takes a part."""
+        """The summed and scaled loss of a micro-batch, the number of targets that count, and the loss's gradients."""
         parameters = self.model.trainable_parameters()
-        keys, parts = mx.random.split(key, len(self.streams)), []
-        for (stream, rows), part_key in zip(device.split(len(tokens), self.streams), keys):
+        keys, results = mx.random.split(key, len(self.streams)), []
+        for (stream, rows), own_key in zip(device.split(len(tokens), self.streams), keys):
             with mx.stream(stream):
                 loss = mx.value_and_grad(self._loss)
-                parts.append(loss(parameters, tokens[rows], targets[rows], part_key, scale))
-        self.model.update(parameters)  # not the tracers that value_and_grad left
-        (loss, count), gradients = reduce(partial(tree_map, mx.add), parts)
+                results.append(loss(parameters, tokens[rows], targets[rows], own_key, scale))
+        self.model.update(parameters)  # replaces the tracers that value_and_grad left
+        (loss, count), gradients = reduce(partial(tree_map, mx.add), results)
         return loss, count, gradients
 
     def _loss(
         self, parameters: dict, tokens: mx.array, targets: mx.array, key: mx.array, scale: mx.array
     ) -> tuple[mx.array, mx.array]:
-        """The loss, in float32, summed and scaled, and the tokens that count; the blocks compute in the run's dtype."""
+        """The summed and scaled loss in float32, and the number of targets that count."""
         self.model.update(precision.lowered(parameters, self.config.dtype))
         key = key if self.config.dropout else None
         hidden = self.model.hidden(tokens, key, recompute=self.config.grad_checkpoint)
@@ -93,12 +87,12 @@ class Step:
         return scale * loss, count
 
     def update(self, sums: tuple, scale: mx.array, rate: mx.array) -> tuple[mx.array, mx.array, mx.array]:
-        """Take the step that the sums of this process's `gradients` lead to; returns as `__call__`."""
+        """Take the step, given the sums of this process's results of `gradients`. Returns as `__call__`."""
         loss, count, gradients = ranks.mean(sums)
         count = scale * count
         outcome = optim.guarded_update(self.model, self.optimizer, gradients, count, rate, self.config.grad_clip)
         return loss / count, *outcome
 
     def _key(self, micro_batch: int) -> mx.array:
-        """What the dropout of a micro-batch follows from: the seed and its number, nothing that needs saving."""
+        """The dropout key of a micro-batch. It follows from the seed and the number, so that nothing must be saved."""
         return mx.random.key(self.config.seed << 32 | micro_batch)

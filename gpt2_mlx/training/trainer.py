@@ -1,4 +1,4 @@
-"""The trainer: one step, repeated, with validation, samples and checkpoints between two steps."""
+"""The trainer: it repeats the step, with validation, samples and checkpoints between two steps."""
 
 import dataclasses
 import time
@@ -24,27 +24,23 @@ FINAL_SAMPLES = 5
 
 
 class Trainer:
-    """Trains a model and keeps its run folder; one of several processes that do so together, or the only one.
+    """Trains the model of a step, for resolved settings, and writes the run folder, which must exist.
 
-    Args:
-        config: resolved settings.
-        step: what takes the steps, with the model and the optimizer.
-        dataset: where the splits come from.
-        run: the run folder; where the first process is, it must exist.
+    If several processes train together, each has a trainer, and only that of the first process writes.
     """
 
     def __init__(self, config: TrainConfig, step: Step, dataset: TokenDataset, run: Path):
         self.config, self.step, self.dataset, self.run = config, step, dataset, run
         self.model, self.optimizer = step.model, step.optimizer
         self.progress = Progress(loss_scale=precision.first_scale(config.dtype))
-        self.stop_reason: str | None = None  # set from outside to stop between two steps
+        self.stop_reason: str | None = None  # others set it to stop the run after the current step
         self._saved_step = 0
         self._encoding = tokenizer.load()
         self._evaluator = Evaluator(self.model, step.streams, config.compile)
         self._loader = DataLoader(dataset.split("train"), config.batch_size, config.block_size, config.seed)
 
     def fit(self) -> str:
-        """Train to the end and return its reason: "max_steps", "patience" or what `stop_reason` was set to."""
+        """Train to the end and return why it ended: "max_steps", "patience" or the `stop_reason`."""
         config, progress = self.config, self.progress
         self._report = Report(self.run, progress.step, config)
         self._began = time.perf_counter() - progress.elapsed_s
@@ -64,10 +60,12 @@ class Trainer:
     def _train(self) -> None:
         config, progress = self.config, self.progress
         if config.fine_tunes and progress.best_step is None and not progress.step:
-            self._validate()  # what the weights know before
+            self._validate()  # the loss before fine-tuning
             self.save()
         batches = self._read(progress.step)
-        while progress.step < config.max_steps and not self._out_of_patience() and not ranks.agree(self.stop_reason):
+        while progress.step < config.max_steps and not ranks.agree(self.stop_reason):
+            if 0 < config.patience <= progress.evals_since_best:
+                break
             batches = self._take_step(batches)
             self._between_steps()
 
@@ -77,7 +75,7 @@ class Trainer:
         return [tuple(map(mx.array, self._loader.micro_batch(number))) for number in numbers]
 
     def _take_step(self, batches: list[Batch]) -> list[Batch]:
-        """A step on these micro-batches; returns the next ones, which are read while the device works."""
+        """Take a step on these micro-batches and return the next ones, which are read while the device works."""
         progress, began = self.progress, time.perf_counter()
         rate = optim.learning_rate(progress.step, self.config)
         loss, norm, taken = self.step(batches, rate, progress.step, progress.loss_scale)
@@ -92,7 +90,7 @@ class Trainer:
         return following
 
     def _between_steps(self) -> None:
-        """Validate, show a sample, save: each when its interval or the end has come."""
+        """Validate, show a sample and save: each at its own interval."""
         config, step = self.config, self.progress.step
         if step % config.eval_interval == 0 or step == config.max_steps:
             self._validate()
@@ -105,13 +103,10 @@ class Trainer:
         loss = self.evaluate("val")
         self._report.validation(self.progress.step, loss, is_best=self.progress.count_validation(loss))
 
-    def _out_of_patience(self) -> bool:
-        return 0 < self.config.patience <= self.progress.evals_since_best
-
     def _test(self) -> None:
-        """Test and sample the weights with the best validation loss; they stay in the model."""
+        """Test the weights with the best validation loss and show samples of them; they stay in the model."""
         best, last = self.progress.best_step, self.progress.step
-        step = last if best is None else best  # none is best where no loss was finite
+        step = last if best is None else best  # no step is the best where no loss was finite
         if ranks.is_first():
             checkpoint.load_weights(self.run / checkpoint.name_of(step), self.model)
         self.model.update(ranks.share(self.model.parameters()))
@@ -127,16 +122,16 @@ class Trainer:
         self._report.sample(self.progress.step, SAMPLE_PROMPT, text)
 
     def evaluate(self, split: str) -> float:
-        """The mean loss per token of a split, in nats, over all or the first `eval_tokens` of it; always the same."""
+        """The mean loss of a split in nats per token, over all of it or always the same first `eval_tokens`."""
         config = self.config
         tokens = self.dataset.split(split)
         if config.eval_tokens:
-            tokens = tokens[: config.eval_tokens + 1]  # the first is no target
+            tokens = tokens[: config.eval_tokens + 1]  # the first token is no target
         total, count = self._evaluator.sums(evaluation_batches(tokens, config.batch_size, config.block_size), split)
         return total / count
 
     def save(self) -> None:
-        """Write a checkpoint of this very state and point `latest` to it."""
+        """Write a checkpoint of the current state and point `latest` to it."""
         progress = self.progress
         self._saved_step = progress.step
         if not ranks.is_first():
@@ -155,8 +150,8 @@ class Trainer:
         """Go back to the state that `save` wrote."""
         checkpoint.load_weights(folder, self.model)
         arrays, state = checkpoint.load_training(folder, self.optimizer.state)
-        optim.set_state(self.optimizer, arrays)
-        for name in ("seed", "position"):  # follow from the settings and the step
+        optim.set_state(self.optimizer.state, arrays)
+        for name in ("seed", "position"):  # they follow from the settings and the step
             state.pop(name, None)
         try:
             self.progress = Progress(**state)
@@ -164,8 +159,8 @@ class Trainer:
             raise ValueError(f"{folder / 'state.json'} is of another version: {error}") from None
 
     def share(self) -> None:
-        """Give every process the first one's state: only that one reads the run folder."""
+        """Give every process the state of the first one, since only that one reads the run folder."""
         self.model.update(ranks.share(self.model.parameters()))
-        optim.set_state(self.optimizer, ranks.share(self.optimizer.state))
+        optim.set_state(self.optimizer.state, ranks.share(self.optimizer.state))
         self.progress = Progress(**ranks.ask_first(lambda: dataclasses.asdict(self.progress)))
         self._saved_step = self.progress.step
