@@ -55,7 +55,7 @@ class TextStream:
         n_given: characters handed out so far.
     """
 
-    def __init__(self, encoding: tiktoken.Encoding, stop: tuple[str, ...] = (), whole_sentence: bool = False):
+    def __init__(self, encoding: Encoding, stop: tuple[str, ...] = (), whole_sentence: bool = False):
         self.stopped = False
         self.n_given = 0
         self._stops = [_StopString(string) for string in stop]
@@ -107,7 +107,7 @@ class TextStream:
 
 def stream(
     model: GPT2,
-    tokenizer: tiktoken.Encoding,
+    tokenizer: Encoding,
     prompt: str,
     *,
     stop: str | Sequence[str] = (),
