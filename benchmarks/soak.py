@@ -27,7 +27,8 @@ from .servers import running
 from .soak_clients import HOSTILE, Clients, requests
 from .weights import save_random
 
-BLOWS = (signal.SIGKILL, signal.SIGSEGV, signal.SIGSTOP)  # the last one is a hang
+DEATHS = itertools.cycle((signal.SIGKILL, signal.SIGKILL, signal.SIGSEGV))
+HANG = signal.SIGSTOP
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Settings:
     seconds: float = 120.0
     """How long all kinds of clients come together."""
     kill_every: float = 10.0
-    """Seconds between two deaths of the engine's process; every third is a hang."""
+    """Seconds between two deaths of the engine's process."""
     malformed: int = 10_000
     """Requests that are none."""
     crowd: int = 1_000
@@ -68,7 +69,7 @@ def main() -> None:
     if settings.picture:
         draw(results["memory"], settings.picture)
     append("soak", settings={name: str(value) for name, value in vars(settings).items()}, results=results, **facts)
-    broken = [name for part in ("together", "afterwards") for name in results[part] if name.isupper()]
+    broken = [name for part in ("together", "a hang", "afterwards") for name in results[part] if name.isupper()]
     if broken or any(results["left"].values()):
         raise SystemExit(f"broken promises: {', '.join(broken)} {results['left']}")
 
@@ -82,9 +83,10 @@ async def soak(settings: Settings, url: str, service: int) -> dict:
         memory: list[tuple[float, float, float]] = []
         watching = asyncio.create_task(watch_memory(service, memory))
         results: dict = {"hostile": {name: await hostile(clients, body) for name, body in HOSTILE.items()}}
-        clients.longest_pause = 0.0
-        results["deaths"] = await together(settings, clients, service)
-        results |= {"together": dict(clients.counts), "longest_pause_s": clients.longest_pause}
+        moments = [settings.kill_every * i for i in range(1, int(settings.seconds / settings.kill_every))]
+        deaths = [(moment, next(DEATHS)) for moment in moments]
+        results["together"] = await together(settings, clients, service, settings.seconds, deaths)
+        results["a hang"] = await together(settings, clients, service, 30.0, [(2.0, HANG)])
         clients.counts.clear()
         await repeatedly(16, clients.malformed, settings.malformed)
         await asyncio.gather(*(clients.one_of_a_crowd() for _ in range(settings.crowd)))
@@ -111,26 +113,26 @@ async def hostile(clients: Clients, body: dict) -> dict:
     return told | {"seconds": time.monotonic() - began, "median_s": statistics.median(times), "most_s": max(times)}
 
 
-async def together(settings: Settings, clients: Clients, service: int) -> int:
-    """All kinds of clients at once, while the engine's process dies now and then; returns how often."""
-    ends = time.monotonic() + settings.seconds
+async def together(settings: Settings, clients: Clients, service: int, seconds: float, blows: list) -> dict:
+    """All kinds of clients at once, while the engine's process gets blows, each (after seconds, a signal)."""
+    clients.counts.clear()
+    clients.longest_pause = 0.0
+    began = time.monotonic()
     kinds = [clients.good] * settings.clients + [clients.half_open] * 40
     kinds += [clients.leaving, clients.malformed, clients.slow] * 4
 
     async def keep_on(kind: Callable[[], Awaitable]) -> None:
-        while time.monotonic() < ends:
+        while time.monotonic() < began + seconds:
             await kind()
+            await asyncio.sleep(0.1)  # two cores are for the engine, not for a flood
 
-    async def kill() -> int:
-        for i in itertools.count():
-            await asyncio.sleep(settings.kill_every)
-            if time.monotonic() > ends - 2:
-                return i
-            os.kill(engine_of(service), BLOWS[i % len(BLOWS)])
+    async def strike() -> None:
+        for moment, blow in blows:
+            await asyncio.sleep(began + moment - time.monotonic())
+            os.kill(engine_of(service), blow)
 
-    killing = asyncio.create_task(kill())
-    await asyncio.gather(*map(keep_on, kinds))
-    return await killing
+    await asyncio.gather(strike(), *map(keep_on, kinds))
+    return {**clients.counts, "blows": len(blows), "longest pause, s": round(clients.longest_pause, 1)}
 
 
 async def repeatedly(n_at_once: int, client: Callable[[], Awaitable], n: int) -> None:
@@ -176,9 +178,7 @@ def report(results: dict) -> str:
     return "\n".join(
         [
             table(["a hostile request", "status", "s", "bytes", "one token beside it, s", "at most"], rows),
-            f"together: {results['together']}",
-            f"{results['deaths']} deaths, longest pause {results['longest_pause_s']:.1f} s",
-            f"afterwards: {results['afterwards']}; left: {results['left']}",
+            *(f"{part}: {results[part]}" for part in ("together", "a hang", "afterwards", "left")),
             f"memory in the second half: service {min(m[1] for m in late):.0f} to {max(m[1] for m in late):.0f} MB,"
             f" engine up to {max(m[2] for m in late):.0f} MB",
         ]

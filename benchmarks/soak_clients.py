@@ -36,7 +36,7 @@ def requests(n: int, pick: random.Random) -> list[dict]:
     """Seeded requests."""
     return [
         {"prompt": pick.choice(PROMPTS), "seed": i, "max_tokens": pick.choice([5, 40, 150]), "temperature": 1.2}
-        | ({"top_p": 0.9} if i % 3 == 0 else {"top_k": 20})
+        | ({"min_p": 0.02} if i % 3 == 0 else {"top_k": 20})
         for i in range(n)
     ]
 

@@ -48,7 +48,7 @@ def test_the_same_seed_gives_the_same_bytes(undisturbed, text, tmp_path):
 def test_killed_at_random_instants_and_resumed_it_ends_as_if_undisturbed(undisturbed, text, tmp_path):
     run, instants = tmp_path / "killed", random.Random(0)
     kills = int(os.environ.get("KILLS", "6"))
-    for i, step in enumerate(sorted(instants.sample(range(1, 36), kills))):
+    for i, step in enumerate(sorted(instants.choices(range(1, 36), k=kills))):
         with begin(command(text, run, "--resume")) as process:
             if i % 2:
                 process.stdout.readline()
