@@ -1,10 +1,15 @@
 import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from benchmarks import common, contestants, plan, tokenize
 
+ROOT = Path(__file__).parents[1]
 TINY = {"preset": "tiny", "batch_size": 1, "block_size": 8, "optimizer": "adamw", "dtype": "float32"}
 TINY |= {"device": "cpu", "steps": 1}
 
@@ -58,6 +63,15 @@ def test_a_worker_answers_by_rounds_and_tells_its_memory():
     for result in results.values():
         assert len(result["tokens_per_s"]) == 2 and min(result["tokens_per_s"]) > 0
         assert 0.01 < result["peak_gb"] < 4
+
+
+@pytest.mark.skipif(shutil.which("ps") is None, reason="there is no ps, which tells which process is whose")
+def test_a_short_soak_breaks_no_promise(tmp_path):
+    command = [sys.executable, "-m", "benchmarks.soak", "--quick", "--picture", str(tmp_path / "memory.svg")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "'equal': " in done.stdout and "'gpt2_running': 0.0" in done.stdout
+    assert (tmp_path / "memory.svg").read_text().count("<svg") == 1
 
 
 def test_windows_cover_each_epoch_once():

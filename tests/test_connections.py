@@ -2,11 +2,12 @@
 
 import contextlib
 import functools
+import json
 import resource
 import socket
 
 import pytest
-from client import HOST, SENTENCE, serving
+from client import COMPLETIONS, HOST, SENTENCE, serving
 from patience import PATIENCE, eventually
 from served import http
 
@@ -20,7 +21,10 @@ HALVES = {"nothing": "", "half the headers": REQUEST, "half the body": REQUEST +
 
 @contextlib.contextmanager
 def connected(url: str, begun: str):
-    with socket.create_connection((HOST, int(url.rpartition(":")[2])), timeout=PATIENCE) as connection:
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)  # what is not read stays with the server
+        connection.settimeout(PATIENCE)
+        connection.connect((HOST, int(url.rpartition(":")[2])))
         connection.sendall(begun.encode())
         yield connection
 
@@ -80,6 +84,27 @@ def test_where_all_are_busy_one_is_told_to_come_again(client):
             assert third.recv(1000).startswith(b"HTTP/1.1 503 ")
         client.fake.gate.set()
         assert all(connection.recv(1000).startswith(b"HTTP/1.1 200 OK") for connection in (first, second))
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_whoever_does_not_take_the_answer_is_left(client, monkeypatch, stream):
+    monkeypatch.setattr(connections, "SEND_SECONDS", 0.2)
+    body = json.dumps({"prompt": "x" * 400_000, "echo": True, "n": 10, "max_tokens": 1, "stream": stream})
+    whole = REQUEST.replace(SENTENCE, COMPLETIONS).replace("100", str(len(body))) + "\r\n" + body
+    lost = []
+
+    class Noting(Connection):
+        def connection_lost(self, exc):
+            lost.append(self.client)
+            super().connection_lost(exc)
+
+    with serving(client, http=functools.partial(Noting, 10)) as url, connected(url, whole) as connection:
+        eventually(lambda: connection.getsockname() in lost)
+        told = b""
+        with contextlib.suppress(ConnectionResetError):
+            while part := connection.recv(1 << 16):
+                told += part
+    assert len(told) < 4_000_000
 
 
 def test_there_are_as_many_connections_as_open_files_allow(monkeypatch):

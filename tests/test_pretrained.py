@@ -29,12 +29,14 @@ class Hub(BaseHTTPRequestHandler):
 
     files: dict[str, bytes]
     fetched: list[str]
+    asked: list[str]
 
     def do_HEAD(self):
         self.do_GET()
 
     def do_GET(self):
         path = self.path.split("?")[0]
+        self.asked.append(path)
         if path.startswith("/api/models/openai-community/gpt2/revision/"):
             names = [{"rfilename": name} for name in self.files]
             return self.answer(json.dumps({"id": "openai-community/gpt2", "sha": COMMIT, "siblings": names}).encode())
@@ -69,7 +71,7 @@ class Hub(BaseHTTPRequestHandler):
 def hub(folder, tmp_path):
     """A hub that has gpt2, and what asks it for a name in a process of its own."""
     Hub.files = {file.name: file.read_bytes() for file in folder.iterdir()} | {"pytorch_model.bin": b"pickle"}
-    Hub.fetched = []
+    Hub.fetched, Hub.asked = [], []
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     endpoint = f"http://127.0.0.1:{server.server_port}"
@@ -100,8 +102,18 @@ def test_a_hub_model_is_fetched_once_and_without_pickles(hub):
     assert set(Hub.fetched) == {"config.json", "model.safetensors", "vocab.json"}
     assert hub("openai-community/gpt2").stdout == done.stdout
     assert len(Hub.fetched) == 3
+    asked = len(Hub.asked)
+    assert hub("gpt2").stdout == done.stdout and len(Hub.asked) == asked  # nobody is asked again
     offline = hub("gpt2", HF_HUB_OFFLINE="1", HF_ENDPOINT="http://127.0.0.1:9")
     assert offline.stdout == done.stdout
+
+
+def test_what_was_fetched_in_part_is_fetched_whole(hub):
+    found = Path(hub("gpt2").stdout.strip())
+    (found / "model.safetensors").unlink()
+    again = hub("gpt2")
+    assert again.returncode == 0, again.stderr
+    assert checkpoint.load(Path(again.stdout.strip())).config.n_embd == 8
 
 
 @pytest.mark.parametrize(

@@ -5,13 +5,13 @@ from time import monotonic
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from .limits import HEADER_SECONDS
+from .limits import HEADER_SECONDS, SEND_SECONDS
 
 _BUSY = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nRetry-After: 1\r\nConnection: close\r\n\r\n"
 
 
 class Connection(H11Protocol):
-    """A connection that is closed where a request's headers take too long.
+    """A connection that is closed where a request's headers take too long, or where nobody takes the answer.
 
     Where there are too many, a new one takes the place of the one that has been without a whole request for longest;
     if each has one, the new one is told to come again.
@@ -25,7 +25,8 @@ class Connection(H11Protocol):
         super().__init__(**arguments)
         self._limit = limit
         self._since = 0.0  # when it began, or began to wait for another request
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.TimerHandle | None = None  # ends a wait for headers
+        self._taking: asyncio.TimerHandle | None = None  # ends a wait for the client to take an answer
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         if len(self.connections) >= self._limit and not self._make_room():
@@ -33,6 +34,7 @@ class Connection(H11Protocol):
             transport.write(_BUSY)
             transport.close()
             return
+        transport.set_write_buffer_limits(high=0)  # hear of every part that is not taken at once
         super().connection_made(transport)
         self._since = monotonic()
         self._timer = self.loop.call_later(HEADER_SECONDS, transport.abort)
@@ -50,10 +52,31 @@ class Connection(H11Protocol):
         self._since = monotonic()
         super().on_response_complete()
 
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._expect_taken()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._taking.cancel()
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
+        if self._taking:
+            self._taking.cancel()
         if self.flow is not None:
             super().connection_lost(exc)
+
+    def _expect_taken(self) -> None:
+        """End the connection if nothing more of the answer is taken for SEND_SECONDS."""
+        size = self.transport.get_write_buffer_size()
+        self._taking = self.loop.call_later(SEND_SECONDS, self._abort_unless_taken, size)
+
+    def _abort_unless_taken(self, size: int) -> None:
+        if self.transport.get_write_buffer_size() == size:
+            self.transport.abort()
+        else:
+            self._expect_taken()
 
     def _stop_timer(self) -> None:
         if self._timer:

@@ -11,7 +11,6 @@ from contextvars import ContextVar
 from pathlib import Path
 from urllib.parse import quote
 
-import anyio
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
@@ -20,7 +19,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from .. import checkpoint
 from .async_engine import AsyncEngine
 from .errors import ApiError
-from .limits import SEND_SECONDS
 
 CLIENT_LEFT = 499  # the status that is logged for a client that did not wait for its answer
 _GIVEN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -100,8 +98,7 @@ class Observed:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 MutableHeaders(scope=message)["X-Request-ID"] = request_id.get()
-            with anyio.fail_after(SEND_SECONDS):
-                await send(message)
+            await send(message)
 
         try:
             await self._answer(scope, receive, send_with_id, lambda: status != CLIENT_LEFT)
@@ -112,7 +109,7 @@ class Observed:
     async def _answer(self, scope: Scope, receive: Receive, send: Send, has_begun: Callable[[], bool]) -> None:
         try:
             await self.app(scope, receive, send)
-        except (ClientDisconnect, TimeoutError):  # nobody listens any more
+        except ClientDisconnect:  # nobody listens any more
             pass
         except Exception:
             log.exception("no answer could be made")
