@@ -10,7 +10,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
-from . import cli, layout, tokenizer
+from . import cli, device, layout, tokenizer
 from .config import GPT2Config
 from .files import link, new_folder, read_json, remove_folder, write_json
 from .model import GPT2
@@ -83,7 +83,10 @@ def loading(folder: Path, dtype: str | None, quantize: int | None) -> Generator[
     if quantize:
         with _named(folder):
             model.quantize(quantize)
-    for _, array in tree_flatten(model.parameters()):
+    for name, array in tree_flatten(model.parameters()):
+        if device.on_gpu():  # with a hub's weights, (in, out) views, a GPU decodes by a slower kernel
+            array = mx.contiguous(array)
+            model.update(tree_unflatten([(name, array)]))
         mx.eval(array)
         yield
     return model
