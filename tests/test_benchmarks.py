@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import common, contestants, plan, tokenize
+from benchmarks import common, contestants, plan, tokenize, train_step
+from gpt2_mlx import device
 
 ROOT = Path(__file__).parents[1]
 TINY = {"preset": "tiny", "batch_size": 1, "block_size": 8, "optimizer": "adamw", "dtype": "float32"}
@@ -86,3 +87,19 @@ def test_windows_cover_each_epoch_once():
 def test_a_missing_peer_is_told_with_what_brings_it():
     with pytest.raises(ValueError, match=r"no_such_peer not found: `pip install -r requirements-bench\.txt`"):
         common.require("json", "no_such_peer")
+
+
+def test_a_peer_that_does_not_run_is_left_out(capfd):
+    results = common.alternate_processes(1, {"gpt2_mlx": ("ours:train", TINY), "peer": ("ours:no_such_function", {})})
+    assert list(results) == ["gpt2_mlx"]
+    assert "NOTE: peer is left out: ours:no_such_function ended early" in capfd.readouterr().err
+    with pytest.raises(ValueError, match="ended early"):
+        common.alternate_processes(1, {"gpt2_mlx": ("ours:no_such_function", {})})
+
+
+def test_a_gpus_batch_is_that_of_training_as_far_as_all_contestants_fit(monkeypatch):
+    monkeypatch.setattr(device, "memory", lambda: 1 << 50)
+    assert train_step.shape_of("gpt2", on_gpu=True) == (4, 1024)
+    monkeypatch.setattr(device, "memory", lambda: 1)
+    assert train_step.shape_of("gpt2", on_gpu=True) == (1, 1024)
+    assert train_step.shape_of("gpt2", on_gpu=False) == train_step.SIZES["gpt2"]
