@@ -62,6 +62,11 @@ def _tune_linux_cpu() -> None:
         libc.mallopt(m_arena_max, 1)
 
 
+def has_posix() -> bool:
+    """Whether this is macOS or Linux: asyncio can wait on a pipe to another process."""
+    return os.name == "posix"
+
+
 def on_gpu() -> bool:
     return mx.default_device().type == mx.DeviceType.gpu
 
@@ -131,12 +136,20 @@ def total_memory() -> int:
     """The machine's memory in bytes: a GPU's own where it has its own, a container's limit where there is one."""
     if on_gpu() and (own := mx.device_info().get("total_memory")):
         return own
-    sizes = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    sizes = [_physical_memory()]
     for name in ("memory.max", "memory/memory.limit_in_bytes"):  # control groups, version 2 and 1
         limit = Path("/sys/fs/cgroup") / name
         if limit.exists() and limit.read_text().strip().isdigit():
             sizes.append(int(limit.read_text()))
     return min(sizes)
+
+
+def _physical_memory() -> int:
+    if hasattr(os, "sysconf"):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    status = (ctypes.c_uint64 * 8)(64)  # Windows' MEMORYSTATUSEX: its length in bytes, then the memory
+    ctypes.windll.kernel32.GlobalMemoryStatusEx(status)
+    return status[1]
 
 
 def memory(sharing: int = 1) -> int:
