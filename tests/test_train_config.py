@@ -1,7 +1,9 @@
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gpt2_mlx.config import PRESETS, GPT2Config
-from gpt2_mlx.training.config import DEFAULTS, TrainConfig
+from gpt2_mlx.training.config import DEFAULTS, TrainConfig, fine_tuning
 
 
 @pytest.mark.parametrize("name", ["gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"])
@@ -17,7 +19,7 @@ def test_fine_tuning_is_short_and_gentle_and_stops_early(name):
 
 
 def test_what_is_given_is_taken():
-    given = {
+    flags = {
         "learning_rate": 1e-3,
         "warmup_steps": 7,
         "optimizer": "muon",
@@ -25,8 +27,8 @@ def test_what_is_given_is_taken():
         "max_steps": 9,
         "dropout": 0.5,
     }
-    config = TrainConfig(init_from="gpt2", block_size=256, **given).resolved(on_gpu=False, init=PRESETS["gpt2"])
-    assert {name: getattr(config, name) for name in given} == given
+    config = TrainConfig(init_from="gpt2", block_size=256, **flags).resolved(on_gpu=False, init=PRESETS["gpt2"])
+    assert {name: getattr(config, name) for name in flags} == flags
     assert config.block_size == 256
 
 
@@ -38,9 +40,40 @@ def test_dropout_and_an_unknown_size_follow_the_weights():
     assert config.model_name() == "distilled"
 
 
-def test_from_scratch_there_is_no_patience():
-    assert TrainConfig().resolved(on_gpu=False).patience == 0
+def test_auto_is_baby_on_a_gpu():
     assert TrainConfig().model_name(on_gpu=True) == "baby"
+
+
+@given(tokens=st.integers(1, 10**8), preset=st.sampled_from([*DEFAULTS]), init=st.booleans())
+def test_steps_follow_from_the_text_and_the_best_of_them_is_found(tokens, preset, init):
+    config = TrainConfig(**({"init_from": preset} if init else {"preset": preset}))
+    config = config.resolved(on_gpu=True, init=PRESETS[preset] if init else None, tokens=tokens)
+    recipe = fine_tuning(PRESETS[preset]) if init else DEFAULTS[preset]
+    per_step = config.batch_size * config.grad_accum_steps * config.block_size
+    read = config.max_steps * per_step / tokens
+    assert read <= recipe["passes"] or config.max_steps == 100  # a text is not read again and again
+    assert read > recipe["passes"] - per_step / tokens or config.max_steps == recipe["max_steps"]
+    assert config.eval_interval * per_step <= 2 * tokens or config.eval_interval == 1
+    assert config.eval_interval <= config.max_steps / 4 or config.max_steps == 100
+    assert config.patience > 0  # nobody waits for a loss that has risen since long
+    assert config.warmup_steps <= config.max_steps / 10
+    assert config.save_interval == config.sample_interval >= max(25, config.eval_interval)
+
+
+def test_given_steps_are_validated_at_least_at_every_second_pass():
+    config = TrainConfig(preset="tiny", max_steps=5000, learning_rate=2e-3).resolved(on_gpu=False, tokens=10240)
+    assert (config.max_steps, config.eval_interval, config.save_interval) == (5000, 20, 1250)
+    assert config.min_lr == 2e-4
+    flags = {
+        "eval_interval": 700,
+        "sample_interval": 0,
+        "save_interval": 3,
+        "patience": 0,
+        "min_lr": 0,
+        "warmup_steps": 0,
+    }
+    config = TrainConfig(preset="tiny", **flags).resolved(on_gpu=False, tokens=10240)
+    assert {name: getattr(config, name) for name in flags} == flags
 
 
 def test_a_vocabulary_smaller_than_the_tokenizers_is_refused():

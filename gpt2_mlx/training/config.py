@@ -1,6 +1,7 @@
 """`TrainConfig`: every flag of train.py, with its unit and its reason."""
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -38,7 +39,8 @@ class TrainConfig:
     """Go on from the run's latest checkpoint, with the settings that the run was started with; without a checkpoint,
     start a new run."""
     max_steps: int | None = None
-    """Optimizer steps; the learning rate's cosine ends there. Default: the preset's, as for the next ones."""
+    """Optimizer steps; the learning rate's cosine ends there. Default: as many as read the text the preset's number of
+    times, at least 100 and at most the preset's number of steps. The next ones' default is the preset's."""
     batch_size: int | None = None
     """Windows per micro-batch. Default: the preset's; where memory is short, the same step is taken in smaller
     micro-batches or with --grad-checkpoint."""
@@ -67,19 +69,20 @@ class TrainConfig:
     seed: int = 1337
     """Everything random follows from it: weights, order of reading, dropout, samples."""
     eval_interval: int | None = None
-    """Steps between two validation losses. Default: a quarter of max_steps, at least 25."""
+    """Steps between two validation losses. Default: a quarter of max_steps, at least 25; but not more than those that
+    read the text twice."""
     eval_tokens: int = 1_000_000
     """Tokens from the start of val and of test that are evaluated; 0 is all. A tenth of a large text takes hours."""
     log_interval: int = 10
     """Steps between two lines of the log."""
     sample_interval: int | None = None
-    """Steps between two samples; 0 is off. Default: eval_interval."""
+    """Steps between two samples; 0 is off. Default: a quarter of max_steps, at least 25, and eval_interval at least."""
     save_interval: int | None = None
-    """Steps between two checkpoints. Default: eval_interval."""
+    """Steps between two checkpoints. Default: that of sample_interval; a new best one is always saved."""
     keep: int = 2
     """Number of newest checkpoints to keep, beside the best one."""
     patience: int | None = None
-    """Stop after this many validations without a new best loss; 0 is off. Default: 0, with --init-from 3."""
+    """Stop after this many validations without a new best loss; 0 is off. Default: 5, with --init-from 3."""
     device: Literal["auto", "gpu", "cpu"] = "auto"
     """Where to compute; auto takes the GPU where there is one."""
     wired_limit_gb: float = 0
@@ -113,26 +116,26 @@ class TrainConfig:
     def _preset(self, on_gpu: bool) -> str:
         return self.preset if self.preset != "auto" else "baby" if on_gpu else "tiny"
 
-    def resolved(self, on_gpu: bool, init: GPT2Config | None = None, processes: int = 1) -> "TrainConfig":
-        """The same settings with a value for each None, by preset and device.
+    def resolved(
+        self, on_gpu: bool, init: GPT2Config | None = None, processes: int = 1, tokens: int | None = None
+    ) -> "TrainConfig":
+        """The same settings with a value for each None, by preset, device and the number of tokens to train on.
 
-        `init`, the shape of the weights to start from, replaces the preset's shape. Raises a ValueError where a flag
-        asks for another shape than `init`, or where the processes cannot share the micro-batches of a step evenly.
+        Without `tokens` the text is endless. `init`, the shape of the weights to start from, replaces the preset's
+        shape. Raises a ValueError where a flag asks for another shape than `init`, or where the processes cannot share
+        the micro-batches of a step evenly.
         """
         given = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
         preset = self._preset(on_gpu)
         shape = {name: getattr(init or PRESETS[preset], name) for name in SHAPE}
         if init:
             self._check_fits(init)
-        full = {**shape, **(fine_tuning(init) if init else DEFAULTS[preset]), **given}
+        others = {"dtype": "bfloat16" if on_gpu else "float32", "patience": 5, "grad_accum_steps": processes}
+        full = others | shape | (fine_tuning(init) if init else DEFAULTS[preset]) | given
+        full |= _schedule(full, given, tokens or math.inf) | given
         if not self.fine_tunes:
             full["preset"] = preset
-        if self.warmup_steps is None:
-            full["warmup_steps"] = min(full["warmup_steps"], full["max_steps"] // 10)
-        interval = full.setdefault("eval_interval", max(25, full["max_steps"] // 4))
-        derived = {"min_lr": full["learning_rate"] / 10, "sample_interval": interval, "save_interval": interval}
-        others = {"dtype": "bfloat16" if on_gpu else "float32", "patience": 0, "grad_accum_steps": processes}
-        resolved = TrainConfig(**(derived | others | full))
+        resolved = TrainConfig(**{name: value for name, value in full.items() if name not in _ONLY_IN_RECIPES})
         if resolved.grad_accum_steps % processes:
             raise ValueError(
                 f"--grad-accum-steps is {resolved.grad_accum_steps}; it must be a multiple of the number of processes,"
@@ -159,6 +162,23 @@ class TrainConfig:
         return GPT2Config(**{name: getattr(self, name) for name in SHAPE})
 
 
+def _schedule(settings: dict, given: dict, tokens: float) -> dict:
+    """The settings that follow from a recipe and from the number of tokens to train on."""
+    steps_per_pass = tokens / (settings["batch_size"] * settings["grad_accum_steps"] * settings["block_size"])
+    steps = int(max(LEAST_STEPS, min(settings["max_steps"], settings["passes"] * steps_per_pass)))
+    steps = given.get("max_steps", steps)
+    part = max(25, steps // settings["validations"])
+    eval_interval = given.get("eval_interval", int(max(1, min(part, 2 * steps_per_pass))))
+    return {
+        "max_steps": steps,
+        "warmup_steps": min(settings["warmup_steps"], steps // 10),
+        "min_lr": settings["learning_rate"] / 10,
+        "eval_interval": eval_interval,
+        "sample_interval": max(part, eval_interval),
+        "save_interval": max(part, eval_interval),
+    }
+
+
 SHAPE = ("n_layer", "n_head", "n_embd", "block_size", "dropout")
 _AT_LEAST_0 = ("weight_decay", "grad_clip", "min_lr", "seed", "sample_interval", "patience", "warmup_steps")
 _AT_LEAST_0 += ("eval_tokens", "wired_limit_gb")
@@ -172,16 +192,18 @@ def flag(name: str) -> str:
 
 # Only tiny is tuned, on Tiny Shakespeare. Short runs on little text need Muon and a large decay: after the same number
 # of tokens AdamW at 3e-3 had a loss 0.55 nats higher, dropout of 0.1 about 0.08, decay of 0.1 about 0.04.
-_RECIPE = ("max_steps", "batch_size", "warmup_steps", "learning_rate", "optimizer", "weight_decay")
+_RECIPE = ("passes", "max_steps", "batch_size", "warmup_steps", "learning_rate", "optimizer", "weight_decay")
 _RECIPES = {
-    "tiny": (600, 8, 30, 6e-3, "muon", 0.6),
-    "baby": (2000, 32, 100, 1e-3, "muon", 0.1),
-    "gpt2": (2000, 4, 100, 6e-4, "adamw", 0.1),
-    "gpt2-medium": (2000, 4, 100, 3e-4, "adamw", 0.1),
-    "gpt2-large": (2000, 2, 100, 2.5e-4, "adamw", 0.1),
-    "gpt2-xl": (2000, 1, 100, 2e-4, "adamw", 0.1),
+    "tiny": (2.3, 600, 8, 30, 6e-3, "muon", 0.6),
+    "baby": (2.6, 2000, 4, 30, 4e-3, "muon", 0.6),
+    "gpt2": (2, 2000, 4, 100, 6e-4, "adamw", 0.1),
+    "gpt2-medium": (2, 2000, 4, 100, 3e-4, "adamw", 0.1),
+    "gpt2-large": (2, 2000, 2, 100, 2.5e-4, "adamw", 0.1),
+    "gpt2-xl": (2, 2000, 1, 100, 2e-4, "adamw", 0.1),
 }
-DEFAULTS = {preset: dict(zip(_RECIPE, values)) for preset, values in _RECIPES.items()}
+LEAST_STEPS = 100  # for a text of a few pages; of its validations the best one counts
+_ONLY_IN_RECIPES = ("passes", "validations")  # max_steps and the intervals follow from them
+DEFAULTS = {preset: {"validations": 4, **dict(zip(_RECIPE, values))} for preset, values in _RECIPES.items()}
 
 
 def fine_tuning(init: GPT2Config) -> dict:
@@ -193,4 +215,4 @@ def fine_tuning(init: GPT2Config) -> dict:
     preset = next((name for name, p in PRESETS.items() if (p.n_layer, p.n_embd) == size), "gpt2")
     recipe = DEFAULTS[preset]
     gentle = {"optimizer": "adamw", "learning_rate": recipe["learning_rate"] / 10, "weight_decay": 0.1}
-    return recipe | gentle | {"max_steps": 300, "warmup_steps": 20, "eval_interval": 25, "patience": 3}
+    return recipe | gentle | {"max_steps": 300, "passes": 5, "validations": 12, "warmup_steps": 20, "patience": 3}

@@ -9,7 +9,7 @@ import mlx.core as mx
 from mlx.utils import tree_map
 
 from .. import checkpoint, device, metrics
-from ..corpus.dataset import SPLITS, TokenDataset
+from ..corpus.dataset import SPLITS
 from ..corpus.source import Source
 from ..files import lock, new_file, read_json, write_json
 from ..model import GPT2
@@ -26,17 +26,15 @@ def opened(settled: Settled) -> Iterator[Trainer]:
     The run folder is locked until the block ends. Raises a ValueError where the folder holds a run and --resume is not
     given, or where the text or the steps of that run do not fit the settings.
     """
-    config, source, run, init = settled.config, settled.source, settled.run, settled.init
+    config, source, dataset, run = settled.config, settled.source, settled.dataset, settled.run
     saved = checkpoint.to_resume(run) if ranks.is_first() else None
     resuming = ranks.ask_first(lambda: saved is not None)
     if resuming and not config.resume:
         raise ValueError(f"{run} holds a run already: go on with --resume, or choose another folder with --out")
-    dataset = ranks.in_turn(lambda: TokenDataset.open(source))
-    dataset.check_length(config.block_size)
     key = ranks.ask_first(lambda: read_json(run / "train.json").get("text", {}).get("key") if resuming else dataset.key)
     if key != dataset.key:
         raise ValueError(f"{', '.join(map(str, source.files))} is not the text that {run} began to learn from")
-    model = _model(config, init, saved or init)
+    model = _model(config, settled.init, saved or settled.init)
     with lock(run) if ranks.is_first() else nullcontext():
         trainer = Trainer(config, step.build(config, model), dataset, run)
         if saved:

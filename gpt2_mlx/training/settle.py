@@ -1,4 +1,4 @@
-"""From flags to a run whose settings are all decided. Nothing is written yet."""
+"""From flags to a run whose settings are all decided. Nothing is written yet but the text's tokens into the cache."""
 
 import dataclasses
 from collections.abc import Callable
@@ -7,6 +7,7 @@ from pathlib import Path
 
 from .. import checkpoint, device, pretrained
 from ..config import GPT2Config
+from ..corpus.dataset import TokenDataset
 from ..corpus.source import Source, find
 from ..files import read_json
 from . import plan, ranks
@@ -22,6 +23,7 @@ class Settled:
 
     config: TrainConfig  # resolved
     source: Source  # the text
+    dataset: TokenDataset  # its tokens
     run: Path  # the run folder
     init: Path | None  # in the first process, the checkpoint folder with the weights to start from, if there is one
 
@@ -46,12 +48,14 @@ def settle(flags: TrainConfig, over: Callable[[TrainConfig], TrainConfig]) -> Se
         print(f"NOTE: {source.note}")
         flags = dataclasses.replace(flags, data=source.name)
     init, shape = _find_init(flags, run)
-    config = flags.resolved(device.on_gpu(), shape, ranks.size())
+    dataset = ranks.in_turn(lambda: TokenDataset.open(source))
+    config = flags.resolved(device.on_gpu(), shape, ranks.size(), len(dataset.split("train")))
+    dataset.check_length(config.block_size)
     if saved:
         _check_unchanged(config, saved)
     config = plan.choose(config, given=bool(saved or flags.batch_size))
     device.wire(config.wired_limit_gb)
-    return Settled(config, source, run, init)
+    return Settled(config, source, dataset, run, init)
 
 
 def _saved_settings(run: Path) -> TrainConfig | None:
