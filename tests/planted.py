@@ -16,11 +16,12 @@ from gpt2_mlx.config import PRESETS
 from gpt2_mlx.doctor import attention, speed, texts, tolerance
 from gpt2_mlx.generation import sampling
 from gpt2_mlx.serving import messages, worker
-from gpt2_mlx.training import memory, plan, trainer
+from gpt2_mlx.training import memory, optim, plan, trainer
 
 ATTENTION, COMPILE, MATMUL = mx.fast.scaled_dot_product_attention, mx.compile, mx.matmul
 QUANTIZED, CUMSUM, ARGPARTITION, CACHED = mx.quantized_matmul, mx.cumsum, mx.argpartition, kv_cache._attention
 RECOMPUTE, GELU, STORE, LOAD = nn.utils.checkpoint, model.gelu, kv_cache.LayerCache._store, checkpoint.load
+UPDATE = optim.guarded_update
 ORTHOGONAL = mlx.optimizers.Muon._zeropower_via_newtonschulz5
 
 
@@ -130,6 +131,10 @@ def recompute_with_other_masks(block, forward):
 
 def relu_in_16_bits(x):
     return GELU(x) if x.dtype == mx.float32 else nn.relu(x)
+
+
+def update_that_forgets_the_scale(model, optimizer, sums, count, *more):
+    return UPDATE(model, optimizer, sums, mx.minimum(count, 64), *more)
 
 
 def scan_that_falls_back(p, axis):

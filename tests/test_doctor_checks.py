@@ -37,6 +37,7 @@ from planted import (  # noqa: F401
     recompute_with_other_masks,
     relu_in_16_bits,
     store_that_holds_what_was_there,
+    update_that_forgets_the_scale,
     without_gradient_of_keys,
 )
 
@@ -98,7 +99,14 @@ BUGS = {
     ],
     "steps.compiled": [(lambda patch: patch.setattr(mx, "compile", compile_that_scales_gradients), ": wpe.weight")],
     "steps.dropout": [(lambda patch: patch.setattr(mx, "compile", compile_that_remembers_its_key), "dropped the same")],
-    "steps.in_16_bits": [(lambda patch: patch.setattr(model, "gelu", relu_in_16_bits), "float16")],
+    "steps.in_bfloat16": [(lambda patch: patch.setattr(model, "gelu", relu_in_16_bits), "of which are wrong: ")],
+    "steps.in_float16": [
+        (lambda patch: patch.setattr(model, "gelu", relu_in_16_bits), "of which are wrong: "),
+        (
+            lambda patch: patch.setattr(optim, "guarded_update", update_that_forgets_the_scale),
+            "28 of which are wrong: ",
+        ),
+    ],
     "steps.recomputed": [(lambda patch: patch.setattr(nn.utils, "checkpoint", recompute_with_other_masks), "error")],
     "steps.short_windows": [
         (

@@ -44,7 +44,7 @@ def draws(_: Path) -> Finding:
 def _points(high: np.ndarray) -> np.ndarray:
     """Numbers in [0, 1) with the 24 bits of a draw: 8 at random, and 16 just where a token's share ends."""
     random = np.random.RandomState(1)
-    ends = random.choice(high[(high > 0.5) & (high < 1 - 2**-20)], 16)
+    ends = random.choice(high[(high > 0.5) & (high < 1 - LIMIT)], 16)  # whether the last token is kept may be close
     return np.rint(np.concatenate([random.random_sample(8), ends]) * 2**24) / 2**24
 
 

@@ -1,5 +1,7 @@
 """Checks of generation: with a cache, in a crowd, in another thread and in the server's process."""
 
+import contextlib
+import subprocess
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -89,7 +91,8 @@ def served(folder: Path) -> Finding:
     watch.start()
     try:
         got = _ask(process, messages.Add(0, prompt, _params(0), 0, folder / "served"))
-        process.stdin.close()  # as the service does
+        with contextlib.suppress(BrokenPipeError):  # it has ended before
+            process.stdin.close()  # as the service does
         status = process.wait()
     finally:
         watch.cancel()
@@ -101,10 +104,11 @@ def served(folder: Path) -> Finding:
     return Finding(status == 0, f"the same text as here; it ended with status {status}")
 
 
-def _ask(process, question: messages.Add) -> list[int]:
+def _ask(process: subprocess.Popen, question: messages.Add) -> list[int]:
     """The ids of the tokens that the engine's process answers with; those up to its end where it dies."""
-    process.stdin.write(messages.pack(question))
-    process.stdin.flush()
+    with contextlib.suppress(BrokenPipeError):
+        process.stdin.write(messages.pack(question))
+        process.stdin.flush()
     ids = []
     while message := messages.read(process.stdout):
         if isinstance(message, (messages.NotLoaded, messages.NotTaken)):
