@@ -149,8 +149,11 @@ BUGS = {
         (lambda patch: process_that_hangs(patch), "it drew 0 tokens, not the 24"),
     ],
     "footprint.step": [
-        (lambda patch: patch.setattr(plan, "measure", measured(1.3)), "1.30 of the predicted, allowed 0.6 to 1.2"),
-        (lambda patch: patch.setattr(plan, "measure", measured(0.5)), "0.50 of the predicted"),
+        (
+            lambda patch: patch.setattr(plan, "measure", measured(1.3)),
+            "1.30 times what is predicted, allowed 0.6 to 1.2",
+        ),
+        (lambda patch: patch.setattr(plan, "measure", measured(0.5)), "0.50 times what is predicted"),
     ],
     "footprint.cache": [
         (

@@ -12,7 +12,7 @@ from ..kv_cache import KVCache
 from ..model import CausalSelfAttention
 from . import reference
 from .finding import Finding, difference, worst
-from .specimens import SHAPE
+from .specimens import SHAPE, model
 from .tolerance import tolerance
 
 N_HEAD = 2
@@ -39,8 +39,7 @@ def fused(_: Path) -> Finding:
 
 def _error_of_fused(head_dim: int, T: int, dtype: mx.Dtype) -> float:
     config = dataclasses.replace(SHAPE, n_head=1, n_embd=head_dim)
-    fast, plain = (CausalSelfAttention(dataclasses.replace(config, dropout=p)) for p in (0.0, 1e-9))
-    plain.update(fast.parameters())
+    fast, plain = (model(dataclasses.replace(config, dropout=p)).h[0].attn for p in (0.0, 1e-9))  # of equal weights
     fast.set_dtype(dtype)  # the plain one stays float32
     x, weights = mx.random.normal((2, 1, T, head_dim), key=mx.random.key(0))
 

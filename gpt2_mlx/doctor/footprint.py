@@ -18,14 +18,14 @@ LEAST, MOST = 0.6, 1.2  # of the prediction; beyond it the planner lets through 
 
 
 def step(_: Path) -> Finding:
-    """The peak of a step on a window of 1,024 tokens, whose attention scores the planner must know of."""
+    """The peak of a step on windows of 1,024 tokens, whose attention scores the planner must know of."""
     config = _step_to_measure()
     _forget()
     before = mx.get_active_memory()
     peak = plan.measure(config)[1] - before
     share = peak / memory.peak(config)
-    text = f"{config.block_size:,} tokens of {config.preset} in {config.dtype}: {peak / 1e9:.2f} GB, {share:.2f} of the"
-    text += f" predicted, allowed {LEAST} to {MOST}; {memory.describe(memory.predict(config))}"
+    text = f"{config.batch_size} x {config.block_size:,} tokens in {config.dtype}: {peak / 1e9:.2f} GB, {share:.2f} times what is"
+    text += f" predicted, allowed {LEAST} to {MOST}; that is {memory.describe(memory.predict(config))}"
     return Finding(LEAST <= share <= MOST, text, {"peak_gb": peak / 1e9, "share_of_predicted": share})
 
 
@@ -34,7 +34,7 @@ def _step_to_measure() -> TrainConfig:
     if device.on_gpu():
         return TrainConfig(preset="gpt2", batch_size=1).resolved(on_gpu=True)
     shape = {"n_layer": 4, "n_head": 2, "n_embd": 128, "block_size": 1024}
-    return TrainConfig(preset="tiny", batch_size=1, **shape).resolved(on_gpu=False)
+    return TrainConfig(preset="tiny", batch_size=2, **shape).resolved(on_gpu=False)
 
 
 def cache(_: Path) -> Finding:

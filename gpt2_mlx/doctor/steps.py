@@ -72,7 +72,7 @@ def muon(_: Path) -> Finding:
         if name.startswith("h.") and after.ndim == 2:
             moved = after - before[name] * (1 - rate * config.weight_decay)
             expected = -rate * 0.2 * max(after.shape) ** 0.5 * reference.orthogonal(gradients[name])
-            errors[name] = np.linalg.norm(moved - expected) / np.linalg.norm(expected), 20 * tolerance()
+            errors[name] = np.linalg.norm(moved - expected) / np.linalg.norm(expected), 10 * tolerance()
     return worst(errors)
 
 
