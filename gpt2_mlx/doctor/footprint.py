@@ -24,8 +24,10 @@ def step(_: Path) -> Finding:
     before = mx.get_active_memory()
     peak = plan.measure(config)[1] - before
     share = peak / memory.peak(config)
-    text = f"{config.batch_size} x {config.block_size:,} tokens in {config.dtype}: {peak / 1e9:.2f} GB, {share:.2f} times what is"
-    text += f" predicted, allowed {LEAST} to {MOST}; that is {memory.describe(memory.predict(config))}"
+    text = (
+        f"{config.batch_size} x {config.block_size:,} tokens in {config.dtype}: {peak / 1e9:.2f} GB, {share:.2f} times"
+    )
+    text += f" what is predicted, allowed {LEAST} to {MOST}; that is {memory.describe(memory.predict(config))}"
     return Finding(LEAST <= share <= MOST, text, {"peak_gb": peak / 1e9, "share_of_predicted": share})
 
 

@@ -18,7 +18,7 @@ from ..training.config import TrainConfig
 from .chips import share_of_bandwidth, share_of_tflops
 from .finding import Finding
 
-SECONDS = 3  # how long training is measured, after it is compiled
+SECONDS = 2  # how long training is measured, after it is compiled
 
 
 def preset() -> str:
