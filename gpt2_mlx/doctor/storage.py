@@ -22,7 +22,7 @@ except BlockingIOError:
 def disk(out: Path) -> Finding:
     """Sync, lock and link in the folder `out` or, where it is not there, in the nearest folder above it."""
     place = next(path for path in (out.absolute(), *out.absolute().parents) if path.is_dir())
-    with tempfile.TemporaryDirectory(prefix=".gpt2_mlx_doctor_", dir=place) as folder:
+    with tempfile.TemporaryDirectory(prefix=".gpt2_mlx_doctor_", dir=place, ignore_cleanup_errors=True) as folder:
         faults = [fault for trial in (_sync, _lock, _link) if (fault := _try(trial, Path(folder)))]
     return Finding(not faults, "; ".join([f"sync, lock and link in {place}", *faults]))
 
