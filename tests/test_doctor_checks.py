@@ -125,7 +125,7 @@ BUGS = {
         )
     ],
     "steps.resume": [
-        (lambda patch: patch.setattr(optim, "set_state", lambda optimizer, state: None), "of what was lear")
+        (lambda patch: patch.setattr(optim, "set_state", lambda optimizer, state: None), "what was learnt")
     ],
     "draws.draws": [
         (draws_of_removed_tokens, "gave a token that was removed"),
