@@ -30,13 +30,13 @@ def command(name: str, folder: Path, port: int, device: str) -> tuple[list[str],
     """The command line of a server, and the route that tells it is ready."""
     if name == "gpt2_mlx":
         return ["serve.py", "--checkpoint", str(folder), "--port", str(port), "--device", device], "/ready"
-    module = ["-m", "benchmarks.contestants.openblas", "mlx_lm.server"]
+    module = ["-m", "benchmarks.contestants.openblas", device, "mlx_lm.server"]
     return [*module, "--model", str(folder), "--port", str(port), "--log-level", "ERROR"], "/health"
 
 
 @contextlib.contextmanager
-def running(name: str, folder: Path, device: str = "auto") -> Iterator[Server]:
-    """A server of the folder's model, "gpt2_mlx" or "mlx_lm", ended with the context.
+def running(name: str, folder: Path, device: str) -> Iterator[Server]:
+    """A server of the folder's model, "gpt2_mlx" or "mlx_lm", on the device "gpu" or "cpu", ended with the context.
 
     Raises:
         ValueError: it ended early.

@@ -68,7 +68,7 @@ def starts(model: Path, where: str) -> dict[str, Callable[[], float]]:
         f"{model.name}: read the weights": partial(process, "-c", read),
         f"{model.name}: gpt2_mlx generate": partial(process, *generate, "--checkpoint", str(model)),
         f"{model.name}: mlx_lm generate": partial(
-            process, *OPENBLAS, "mlx_lm.generate", "--model", str(model), *GENERATE
+            process, *OPENBLAS, where, "mlx_lm.generate", "--model", str(model), *GENERATE
         ),
         f"{model.name}: serve.py to ready": partial(ready, "gpt2_mlx", model, where),
         f"{model.name}: serve.py to a first answer": partial(first_answer, "gpt2_mlx", model, where),

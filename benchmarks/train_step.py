@@ -5,16 +5,18 @@ process of its own and they take turns. Memory is the process's most, Python and
 its arrays.
 """
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
 from gpt2_mlx import cli, device
 from gpt2_mlx.config import PRESETS
-from gpt2_mlx.training.config import DEFAULTS
+from gpt2_mlx.training import memory
+from gpt2_mlx.training.config import DEFAULTS, TrainConfig
 
 from .common import alternate_processes, append, introduce, machine, medians, require, table
 
-SIZES = {"tiny": (16, 128), "baby": (8, 256), "gpt2": (1, 256)}  # batch_size, block_size
+SIZES = {"tiny": (16, 128), "baby": (8, 256), "gpt2": (1, 256)}  # batch_size, block_size on a CPU
 
 
 @dataclass(frozen=True)
@@ -39,28 +41,43 @@ def main() -> None:
     facts = machine("torch", "mlx-lm")
     introduce(facts)
     for preset in settings.presets or (("tiny", "gpt2") if settings.quick else SIZES):
-        results = measure(preset, dtype, "gpu" if on_gpu else "cpu", settings.quick)
-        print(report(preset, results))
-        append("train_step", preset=preset, dtype=dtype, shape=SIZES[preset], results=results, **facts)
+        shape = shape_of(preset, on_gpu)
+        rounds, steps = (2, 1) if settings.quick else (5, 5)
+        where = "gpu" if on_gpu else "cpu"
+        results = measure(preset, shape, dtype, where, rounds, steps, compiled=not settings.quick)
+        print(report(preset, shape, results))
+        append("train_step", preset=preset, dtype=dtype, shape=shape, results=results, **facts)
 
 
-def measure(preset: str, dtype: str, device_name: str, quick: bool) -> dict:
-    batch_size, block_size = SIZES[preset]
+def shape_of(preset: str, on_gpu: bool) -> tuple[int, int]:
+    """batch_size and block_size: on a GPU train.py's, halved until all contestants fit beside each other."""
+    if not on_gpu:
+        return SIZES[preset]
+    config = TrainConfig(preset=preset).resolved(on_gpu)
+    while config.batch_size > 1 and 6 * memory.peak(config) > device.memory():  # three, two of which keep more
+        config = dataclasses.replace(config, batch_size=config.batch_size // 2)
+    return config.batch_size, config.block_size
+
+
+def measure(
+    preset: str, shape: tuple[int, int], dtype: str, device_name: str, rounds: int, steps: int, compiled: bool
+) -> dict:
+    batch_size, block_size = shape
     common = {"preset": preset, "batch_size": batch_size, "block_size": block_size, "dtype": dtype}
-    common |= {"device": device_name, "steps": 1 if quick else 5}
+    common |= {"device": device_name, "steps": steps}
     contestants = {"gpt2_mlx": ("ours:train", common | {"optimizer": "adamw"})}
     if DEFAULTS[preset]["optimizer"] == "muon":
         contestants["gpt2_mlx, Muon"] = ("ours:train", common | {"optimizer": "muon"})
     contestants["plain MLX"] = ("plain_mlx:train", common)
     contestants["PyTorch eager"] = ("pytorch:train", common | {"compile": False})
-    if not quick:
+    if compiled:
         contestants["PyTorch compiled"] = ("pytorch:train", common | {"compile": True})
-    return alternate_processes(2 if quick else 5, contestants)
+    return alternate_processes(rounds, contestants)
 
 
-def report(preset: str, results: dict) -> str:
+def report(preset: str, shape: tuple[int, int], results: dict) -> str:
     speeds = medians({name: result["tokens_per_s"] for name, result in results.items()})
-    ours, flops = results["gpt2_mlx"], flops_per_token(preset)
+    ours, flops = results["gpt2_mlx"], flops_per_token(preset, shape[1])
     rows = [
         [
             name,
@@ -72,13 +89,13 @@ def report(preset: str, results: dict) -> str:
         ]
         for name, speed in speeds.items()
     ]
-    title = "{}, {} x {}".format(preset, *SIZES[preset])
+    title = "{}, {} x {}".format(preset, *shape)
     return table([title, "tokens/s", "TFLOP/s", "ours to it", "GB", "ours to it"], rows)
 
 
-def flops_per_token(preset: str) -> int:
+def flops_per_token(preset: str, block_size: int) -> int:
     """Forward and backward: 6 a weight, positions excepted, and attention's (Chowdhery et al. 2022, appendix B)."""
-    config, block_size = PRESETS[preset], SIZES[preset][1]
+    config = PRESETS[preset]
     weights = config.n_params - config.block_size * config.n_embd
     return 6 * weights + 12 * config.n_layer * config.n_embd * block_size
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import tiktoken
 
-from . import checkpoint, pretrained
+from . import checkpoint, device, pretrained
 from . import tokenizer as _tokenizer
 from .config import GPT2Config
 from .generation.text import generate, stream
@@ -34,11 +34,11 @@ def load(
 
     Args:
         source: a path; gpt2, gpt2-medium, gpt2-large, gpt2-xl; or owner/name on the Hugging Face hub.
-        dtype: what to compute in: "float32", "bfloat16" or "float16".
+        dtype: what to compute in: "float32", "bfloat16", "float16", or "auto", float16 on a GPU and float32 on a CPU.
         quantize: 8 or 4 bits a weight.
 
     Raises:
         ValueError: there is none, it cannot be fetched, or it is broken; the message names what is.
     """
     blas.check()
-    return checkpoint.load(pretrained.find(source), dtype, quantize), _tokenizer.load()
+    return checkpoint.load(pretrained.find(source), device.dtype(dtype), quantize), _tokenizer.load()

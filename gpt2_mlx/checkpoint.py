@@ -10,12 +10,13 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
-from . import cli, layout, tokenizer
+from . import cli, device, layout, tokenizer
 from .config import GPT2Config
 from .files import link, new_folder, read_json, remove_folder, write_json
 from .model import GPT2
 
 DTYPES = ("float32", "bfloat16", "float16")
+LINKS = ("latest", "best")  # of a run, to its checkpoints
 _NAME = re.compile(r"step-(\d{8,})")
 
 
@@ -83,7 +84,10 @@ def loading(folder: Path, dtype: str | None, quantize: int | None) -> Generator[
     if quantize:
         with _named(folder):
             model.quantize(quantize)
-    for _, array in tree_flatten(model.parameters()):
+    for name, array in tree_flatten(model.parameters()):
+        if device.on_gpu():  # with a hub's weights, (in, out) views, a GPU decodes by a slower kernel
+            array = mx.contiguous(array)
+            model.update(tree_unflatten([(name, array)]))
         mx.eval(array)
         yield
     return model
@@ -117,7 +121,7 @@ def load_training(folder: Path, optimizer_state: dict) -> tuple[dict, dict]:
 
 def resolve(path: Path) -> Path:
     """The checkpoint folder at a path, or a run's best or else latest one. Raises a ValueError where there is none."""
-    for folder in (path, linked(path, "best"), linked(path, "latest")):
+    for folder in (linked(path.parent, path.name), linked(path, "best"), linked(path, "latest")):
         if (folder / "config.json").is_file():
             return folder
     raise ValueError(f"{path} is neither a checkpoint (no config.json) nor a run with one")
@@ -148,7 +152,7 @@ def to_resume(run: Path) -> Path | None:
 def linked(run: Path, name: str) -> Path:
     """Where the run's link `latest` or `best` leads to; the link is a file with the name on a disk without links."""
     link = run / name
-    return run / link.read_text(encoding="utf-8").strip() if link.is_file() else link
+    return run / link.read_text(encoding="utf-8").strip() if name in LINKS and link.is_file() else link
 
 
 def _is_whole(folder: Path) -> bool:
@@ -156,17 +160,18 @@ def _is_whole(folder: Path) -> bool:
     return all((folder / name).is_file() for name in names)
 
 
-def newest_run(folder: Path, file: str = "latest/config.json") -> Path:
-    """The run in a folder whose `file` is the newest. Raises a ValueError where there is none."""
-    runs = [run for run in folder.glob("*") if (run / file).is_file()]
-    if not runs:
+def newest_run(folder: Path, file: str | None = None) -> Path:
+    """The run in a folder with the newest `file`, or latest checkpoint. Raises a ValueError where there is none."""
+    files = {run: run / file if file else linked(run, "latest") / "config.json" for run in folder.glob("*")}
+    written = {run: path.stat().st_mtime for run, path in files.items() if path.is_file()}
+    if not written:
         raise ValueError(f"there is no run under {folder}/: train one first with `{cli.command('train')}`, or name one")
-    return max(runs, key=lambda run: (run / file).stat().st_mtime)
+    return max(written, key=written.get)
 
 
 def prune(run: Path, keep: int) -> None:
     """Delete a run's checkpoints, except the newest `keep` and those that `latest` and `best` point to."""
-    kept = {linked(run, name).resolve().name for name in ("latest", "best")}
+    kept = {linked(run, name).resolve().name for name in LINKS}
     for folder in all_of(run)[:-keep]:
         if folder.name not in kept:
             remove_folder(folder)

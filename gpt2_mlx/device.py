@@ -33,8 +33,21 @@ def select(name: str = "auto") -> str:
         _tune_linux_cpu()
     if chosen == "gpu" and sys.platform == "darwin":  # the system shares it; MLX's own limit is half as large again
         mx.set_memory_limit(memory())
-        mx.set_cache_limit(memory() // 4)
     return chosen
+
+
+def limit_cache() -> None:
+    """Have a service on a Mac's GPU give most of the memory back that it does not use; a training takes it anew."""
+    if on_gpu() and sys.platform == "darwin":
+        mx.set_cache_limit(memory() // 4)
+
+
+def dtype(name: str) -> str:
+    """The type to generate in: "auto" is float16 on a GPU, where reading the weights takes the time, else float32.
+
+    bfloat16 would round logits of 64 to 128, which GPT-2 has, to halves; float16 rounds them to sixteenths.
+    """
+    return name if name != "auto" else "float16" if on_gpu() else "float32"
 
 
 def _tune_linux_cpu() -> None:
@@ -47,6 +60,11 @@ def _tune_linux_cpu() -> None:
         libc.mallopt(m_trim_threshold, 2**31 - 1)
         libc.mallopt(m_mmap_max, 0)
         libc.mallopt(m_arena_max, 1)
+
+
+def has_posix() -> bool:
+    """Whether this is macOS or Linux: asyncio can wait on a pipe to another process."""
+    return os.name == "posix"
 
 
 def on_gpu() -> bool:
@@ -76,10 +94,15 @@ def streams(batch_size: int) -> list[mx.Stream]:
     over the cores, the matrix products use what is left.
     """
     if on_gpu():
-        return [mx.default_stream(mx.gpu)]
+        return [mx.default_stream(mx.default_device())]
     n = n_streams(batch_size)
     blas.set_threads(max(1, cpu_count() // n))
     return [mx.new_stream(mx.cpu) for _ in range(n)]
+
+
+def between_processes() -> mx.Device:
+    """Where processes add up arrays: a Mac's GPU would wait for the network, and macOS ends what waits for long."""
+    return mx.default_device() if mx.cuda.is_available() else mx.Device(mx.cpu)
 
 
 def n_streams(batch_size: int) -> int:
@@ -94,21 +117,39 @@ def split(batch_size: int, streams: list[mx.Stream]) -> list[tuple[mx.Stream, sl
     return [(stream, slice(i * n, (i + 1) * n)) for i, stream in enumerate(streams)]
 
 
+def fuses_attention(head_dim: int) -> bool:
+    """Whether a training step computes attention without keeping its scores: Metal has kernels for these sizes."""
+    return on_gpu() and not mx.cuda.is_available() and head_dim in (64, 80, 128)
+
+
+def pads_rows() -> bool:
+    """Whether numbers of rows that are no power of two have slower products, or other bits: not on Metal."""
+    return not on_gpu() or mx.cuda.is_available()
+
+
 def logits_rows(vocab_size: int) -> int:
-    """How many tokens' logits to hold at a time: as many as fit 26 MB on a CPU's stream, 400 MB on a GPU."""
-    return max(1, (400_000_000 if on_gpu() else 26_000_000) // (4 * vocab_size))
+    """How many tokens' logits to hold at a time: as many as fit 26 MB on a CPU's stream, 400 MB on a GPU with 16 GB."""
+    return max(1, (min(400_000_000, memory() // 40) if on_gpu() else 26_000_000) // (4 * vocab_size))
 
 
 def total_memory() -> int:
     """The machine's memory in bytes: a GPU's own where it has its own, a container's limit where there is one."""
     if on_gpu() and (own := mx.device_info().get("total_memory")):
         return own
-    sizes = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    sizes = [_physical_memory()]
     for name in ("memory.max", "memory/memory.limit_in_bytes"):  # control groups, version 2 and 1
         limit = Path("/sys/fs/cgroup") / name
         if limit.exists() and limit.read_text().strip().isdigit():
             sizes.append(int(limit.read_text()))
     return min(sizes)
+
+
+def _physical_memory() -> int:
+    if hasattr(os, "sysconf"):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    status = (ctypes.c_uint64 * 8)(64)  # Windows' MEMORYSTATUSEX: its length in bytes, then the memory
+    ctypes.windll.kernel32.GlobalMemoryStatusEx(status)
+    return status[1]
 
 
 def memory(sharing: int = 1) -> int:
@@ -123,14 +164,18 @@ def memory(sharing: int = 1) -> int:
     return int(0.85 * total_memory()) // sharing
 
 
-def work_within(size: float) -> None:
-    """Have a CPU's arrays take little more than `size` bytes beside those that are there now, where the work allows it.
+def work_within(size: float, sharing: int = 1) -> None:
+    """Limit the memory of a training, where `sharing` processes share this machine.
 
-    MLX allocates for up to a hundred operations ahead of the one at work: a third of a step's memory. Beyond the limit
-    it waits for those it has begun; a little below what the work takes it would wait for each, and halve the speed.
+    A Mac's GPU gets its share. A CPU's arrays take little more than `size` bytes beside those that are there now, where
+    the work allows it: MLX allocates for up to a hundred operations ahead of the one at work, a third of a step's
+    memory. Beyond the limit it waits for those it has begun; a little below what the work takes it would wait for each,
+    and halve the speed.
     """
     if not on_gpu():
         mx.set_memory_limit(mx.get_active_memory() + int(1.05 * size))
+    elif sys.platform == "darwin":
+        mx.set_memory_limit(memory(sharing))
 
 
 def peak_memory_gb() -> float:

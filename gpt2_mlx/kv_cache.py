@@ -66,7 +66,30 @@ class KVCache:
         if ends.max() > self.block_size:
             raise ValueError(f"{ends.max()} tokens do not fit: this model's block_size is {self.block_size}")
         self._reserve(max(slots) + 1, int(ends.max()))
-        return CacheView(self, slots, np.array(starts, np.int32), ends, width, n_rows or len(slots))
+        n_padding, length = (n_rows or len(slots)) - len(slots), bucket(int(ends.max()))
+        at = np.array(starts, np.int32)[:, None] + np.arange(width, dtype=np.int32)  # (S, T)
+        is_padding = at >= ends[:, None]
+        positions = np.pad(np.where(is_padding, 0, at), ((0, n_padding), (0, 0)))
+        is_range = slots == list(range(slots[0], slots[-1] + 1))
+        return CacheView(
+            self,
+            slice(slots[0], slots[-1] + 1) if is_range else mx.array(slots),
+            len(slots),
+            n_padding,
+            length,
+            mx.array(positions),
+            mx.array(np.where(is_padding, self.capacity - 1, at)),
+            mx.array(slots)[:, None],
+            self._mask(at, length),
+            slice(starts[0], int(ends[0])) if len(slots) == 1 and width > 1 else None,
+        )
+
+    def _mask(self, at: np.ndarray, length: int) -> mx.array:
+        """What new tokens at these positions (S, T) attend to: (S, 1, T, L), or (S, H, T, L) for a GPU's decoding."""
+        (S, T), H = at.shape, self.keys[0].shape[1]
+        mask = (mx.arange(length) <= mx.array(at)[:, :, None])[:, None]
+        # Metal's kernel for few tokens of several sequences would copy the mask for all heads, in each layer anew.
+        return mx.contiguous(mx.broadcast_to(mask, (S, H, T, length))) if device.on_gpu() and T == 1 else mask
 
     def copy(self, source: int, target: int, length: int) -> None:
         """Copy the first `length` tokens of slot `source` to the beginning of slot `target`."""
@@ -94,26 +117,39 @@ class KVCache:
         return [*self.keys, *self.values]
 
 
+@dataclass(frozen=True)
 class CacheView:
-    """What one forward pass needs of a cache: the positions of its tokens, and each layer's keys and values.
+    """What one forward pass needs of a cache: the positions of its tokens, and each layer's keys and values."""
 
-    Attributes:
-        positions: (B, T) positions of the new tokens; padding has position 0.
-        layers: the `LayerCache` of each layer, in order.
-    """
+    cache: KVCache
+    slots: slice | mx.array  # (S,); a slice needs no copy
+    n_slots: int  # S
+    n_padding: int  # B - S
+    length: int  # L
+    positions: mx.array  # (B, T) of the new tokens; padding has position 0
+    write_to: mx.array  # (S, T) where a slot stores them
+    rows: mx.array  # (S, 1) the slots
+    mask: mx.array  # (S, 1 or H, T, L) what each of them attends to
+    chunk: slice | None = None  # where a single slot stores a chunk of a prompt, without padding
 
-    def __init__(self, cache: KVCache, slots: list[int], starts: np.ndarray, ends: np.ndarray, width: int, n_rows: int):
-        self.n_slots, self.n_padding = len(slots), n_rows - len(slots)
-        at = starts[:, None] + np.arange(width, dtype=np.int32)  # (S, T)
-        is_padding = at >= ends[:, None]
-        self.positions = mx.array(np.pad(np.where(is_padding, 0, at), ((0, self.n_padding), (0, 0))))
-        self.write_to = mx.array(np.where(is_padding, cache.capacity - 1, at))
-        self.rows = mx.array(slots)[:, None]  # (S, 1)
-        in_order = slots == list(range(slots[0], slots[-1] + 1))
-        self.slots = slice(slots[0], slots[-1] + 1) if in_order else mx.array(slots)  # a slice needs no copy
-        self.length = bucket(int(ends.max()))
-        self.mask = (mx.arange(self.length) <= mx.array(at)[:, :, None])[:, None]  # (S, 1, T, L)
-        self.layers = [LayerCache(self, cache, layer) for layer in range(len(cache.keys))]
+    @property
+    def layers(self) -> list["LayerCache"]:
+        """The view of each layer, in order."""
+        return [LayerCache(self, layer) for layer in range(len(self.cache.keys))]
+
+    @property
+    def shape(self) -> tuple:
+        """What a pass compiled with one view must have in common with another, where the slots are a slice."""
+        return self.slots.start, self.n_slots, self.n_padding, self.length
+
+    @property
+    def arrays(self) -> tuple[mx.array, ...]:
+        """What differs between views of one shape."""
+        return self.positions, self.write_to, self.rows, self.mask
+
+    def of(self, arrays: tuple[mx.array, ...]) -> "CacheView":
+        """The view of the same shape with these `arrays`."""
+        return CacheView(self.cache, self.slots, self.n_slots, self.n_padding, self.length, *arrays)
 
 
 @dataclass(frozen=True)
@@ -121,20 +157,22 @@ class LayerCache:
     """One layer of a view."""
 
     view: CacheView
-    cache: KVCache
     layer: int
 
     def attend(self, q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.array:
         """Store the new keys and values, and attend to all that are stored; arguments and result are (B, H, T, D)."""
         S, n_padding = self.view.n_slots, self.view.n_padding
-        keys = self._store(self.cache.keys, k[:S])  # (S, H, L, D)
-        values = self._store(self.cache.values, v[:S])
+        keys = self._store(self.view.cache.keys, k[:S])  # (S, H, L, D)
+        values = self._store(self.view.cache.values, v[:S])
         y = _attention(q[:S], keys, values, self.view.mask, scale)
         return mx.pad(y, [(0, n_padding), (0, 0), (0, 0), (0, 0)]) if n_padding else y
 
     def _store(self, arrays: list[mx.array], new: mx.array) -> mx.array:
         array, view = arrays[self.layer], self.view
-        array[view.rows, :, view.write_to] = new.swapaxes(1, 2)  # (S, T, H, D)
+        if view.chunk:  # in 16 bits Metal writes the elements of a scatter one by one, with a lock for each
+            array[view.slots, :, view.chunk] = new[:, :, : view.chunk.stop - view.chunk.start]
+        else:
+            array[view.rows, :, view.write_to] = new.swapaxes(1, 2)  # (S, T, H, D)
         return array[view.slots, :, : view.length]
 
 

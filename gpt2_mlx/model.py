@@ -16,6 +16,7 @@ from .config import GPT2Config
 LAYER_NORM_EPSILON = 1e-5
 _LINEAR = ("c_attn", "c_proj", "c_fc")
 _GELU_SCALE = math.sqrt(2 / math.pi)
+_NO_GRADIENT = 8  # up to this many queries Metal takes a fused kernel that has no gradient, and throws
 
 
 def dropout(x: mx.array, p: float, key: mx.array | None) -> mx.array:
@@ -45,9 +46,9 @@ class CausalSelfAttention(nn.Module):
         scale = 1 / math.sqrt(C // self.n_head)
         if cache is not None:
             y = cache.attend(q, k, v, scale)
-        elif key is None or self.dropout == 0:
+        elif T > _NO_GRADIENT and (key is None or self.dropout == 0):
             y = mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask="causal")
-        else:  # the fused kernel cannot drop probabilities
+        else:  # nor can the fused kernels drop probabilities
             scores = (q * scale) @ k.swapaxes(-1, -2)  # (B, H, T, T)
             scores = mx.where(mx.tri(T, dtype=mx.bool_), scores, -mx.inf)
             y = dropout(mx.softmax(scores, axis=-1, precise=True), self.dropout, key) @ v
@@ -68,14 +69,18 @@ def _gelu_vjp(x: mx.array, cotangent: mx.array, _) -> mx.array:
 
 @mx.compile
 def _gelu(x: mx.array) -> mx.array:
-    return 0.5 * x * (1 + elementwise.tanh(_GELU_SCALE * x * (1 + 0.044715 * x * x)))
+    y = x.astype(
+        mx.float32
+    )  # in 16 bits each operation would round, and 1 + tanh would lose what is left of small tanh
+    return (0.5 * y * (1 + elementwise.tanh(_GELU_SCALE * y * (1 + 0.044715 * y * y)))).astype(x.dtype)
 
 
 @mx.compile
 def _gelu_gradient(x: mx.array, cotangent: mx.array) -> mx.array:
-    tanh = elementwise.tanh(_GELU_SCALE * x * (1 + 0.044715 * x * x))
-    slope = _GELU_SCALE * (1 + 3 * 0.044715 * x * x)  # the derivative of tanh's argument
-    return 0.5 * cotangent * (1 + tanh + x * (1 - tanh * tanh) * slope)
+    y = x.astype(mx.float32)
+    tanh = elementwise.tanh(_GELU_SCALE * y * (1 + 0.044715 * y * y))
+    slope = _GELU_SCALE * (1 + 3 * 0.044715 * y * y)  # the derivative of tanh's argument
+    return (0.5 * cotangent.astype(mx.float32) * (1 + tanh + y * (1 - tanh * tanh) * slope)).astype(x.dtype)
 
 
 class MLP(nn.Module):

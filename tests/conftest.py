@@ -20,9 +20,30 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("no_clock")
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--device",
+        choices=("cpu", "as-gpu", "gpu"),
+        default="cpu",
+        help="where to compute; as-gpu computes on the CPU, but the program takes the ways that it takes on a GPU",
+    )
+
+
 @pytest.fixture(autouse=True, scope="session")
-def on_the_cpu():
-    device.select("cpu")
+def chosen_device(request):
+    """The device of all tests. What they start as another process takes that process's default."""
+    chosen = request.config.getoption("--device")
+    device.select("gpu" if chosen == "gpu" else "cpu")
+    if chosen == "as-gpu":
+        device.on_gpu = lambda: True
+
+
+def pytest_collection_modifyitems(config, items):
+    """Skip what only holds on a CPU, such as equal bits in any company, where the program computes as on a GPU."""
+    if config.getoption("--device") != "cpu":
+        for item in items:
+            if mark := item.get_closest_marker("cpu"):
+                item.add_marker(pytest.mark.skip(reason=f"on a CPU only: {mark.args[0]}"))
 
 
 @pytest.fixture

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import common, contestants, plan, tokenize
+from benchmarks import common, contestants, mac, plan, tokenize, train_step
+from gpt2_mlx import device
 
 ROOT = Path(__file__).parents[1]
 TINY = {"preset": "tiny", "batch_size": 1, "block_size": 8, "optimizer": "adamw", "dtype": "float32"}
@@ -86,3 +87,62 @@ def test_windows_cover_each_epoch_once():
 def test_a_missing_peer_is_told_with_what_brings_it():
     with pytest.raises(ValueError, match=r"no_such_peer not found: `pip install -r requirements-bench\.txt`"):
         common.require("json", "no_such_peer")
+
+
+def test_a_peer_that_does_not_run_is_left_out(capfd):
+    results = common.alternate_processes(1, {"gpt2_mlx": ("ours:train", TINY), "peer": ("ours:no_such_function", {})})
+    assert list(results) == ["gpt2_mlx"]
+    assert "NOTE: peer is left out: ours:no_such_function ended early" in capfd.readouterr().err
+    with pytest.raises(ValueError, match="ended early"):
+        common.alternate_processes(1, {"gpt2_mlx": ("ours:no_such_function", {})})
+
+
+def test_a_gpus_batch_is_that_of_training_as_far_as_all_contestants_fit(monkeypatch):
+    monkeypatch.setattr(device, "memory", lambda: 1 << 50)
+    assert train_step.shape_of("gpt2", on_gpu=True) == (4, 1024)
+    monkeypatch.setattr(device, "memory", lambda: 1)
+    assert train_step.shape_of("gpt2", on_gpu=True) == (1, 1024)
+    assert train_step.shape_of("gpt2", on_gpu=False) == train_step.SIZES["gpt2"]
+
+
+def test_a_macs_table_has_the_machine_and_a_column_for_each_contestant(monkeypatch):
+    monkeypatch.setattr(device, "total_memory", lambda: 16_000_000_000)
+    facts = {"device": "Apple M1, GPU", "system": "macOS-15.1", "commit": "abc", "versions": {"mlx": "0.32.4"}}
+    rows = [
+        ("a step, tokens/s", {"gpt2_mlx": 12345.6, "plain MLX": 999.4, "PyTorch eager": 0.5}),
+        ("requests that failed", {"mlx_lm": 3, "gpt2_mlx": 0}),
+        ("one text, tokens/s", {"transformers": 26.25, "gpt2_mlx": 45.0}),
+    ]
+    assert mac.report(facts, rows).splitlines() == [
+        "Apple M1, GPU; 16 GB; macOS-15.1; commit abc",
+        "mlx 0.32.4",
+        "",
+        "|                      | gpt2_mlx | mlx-lm | PyTorch |",
+        "| -------------------- | -------- | ------ | ------- |",
+        "| a step, tokens/s     | 12,346   | 999    | 0.5     |",
+        "| requests that failed | 0        | 3      |         |",
+        "| one text, tokens/s   | 45       |        | 26.2    |",
+    ]
+
+
+def test_a_mac_is_measured_part_by_part(monkeypatch, tmp_path):
+    asked = []
+
+    def processes(rounds, contestants):
+        asked.append((rounds, *contestants))
+        numbers = {"tokens_per_s": [2.0], "first_s": [0.5], "peak_gb": 1.0, "same_ids": 1}
+        return {name: dict(numbers, ids=[[0] * settings.get("n", 0)]) for name, (_, settings) in contestants.items()}
+
+    monkeypatch.setattr(train_step, "alternate_processes", processes)
+    monkeypatch.setattr(mac.decode, "alternate_processes", processes)
+    rows = [*mac.steps("tiny", "float32", "cpu", 2), *mac.texts(tmp_path / "tiny", "float32", "cpu", 2)]
+    assert [label for label, _ in rows] == [
+        "a step of tiny, 16 x 128, float32, tokens/s",
+        "the same with Muon, tokens/s",
+        "its memory, GB",
+        "one text of tiny, float32, tokens/s",
+        "its memory, GB",
+        "100 tokens to the next, s",
+    ]
+    assert asked[0] == (2, "gpt2_mlx", "gpt2_mlx, Muon", "plain MLX", "PyTorch eager")
+    assert set().union(*(values for _, values in rows)) <= set(mac.COLUMNS)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
-from gpt2_mlx import checkpoint, layout, tokenizer
+from gpt2_mlx import checkpoint, device, layout, tokenizer
 from gpt2_mlx.config import GPT2Config
 from gpt2_mlx.model import GPT2
 
@@ -285,16 +285,30 @@ def test_without_a_link_the_newest_whole_checkpoint_is_gone_on_from(tmp_path, sm
 
 
 def test_on_a_disk_without_links_a_file_tells_the_name(tmp_path, small, monkeypatch):
+    run = tmp_path / "run"
+
     def refuse(*_):
         raise OSError("no links here")
 
     monkeypatch.setattr(Path, "symlink_to", refuse)
     for number in (1, 2):
-        whole(tmp_path / checkpoint.name_of(number), small)
-        checkpoint.mark(tmp_path, "latest", tmp_path / checkpoint.name_of(number))
-    checkpoint.mark(tmp_path, "best", tmp_path / "step-00000001")
-    assert (tmp_path / "latest").read_text() == "step-00000002"
-    assert checkpoint.resolve(tmp_path) == tmp_path / "step-00000001"
-    assert checkpoint.to_resume(tmp_path) == tmp_path / "step-00000002"
-    checkpoint.prune(tmp_path, keep=1)
-    assert len(checkpoint.all_of(tmp_path)) == 2
+        whole(run / checkpoint.name_of(number), small)
+        checkpoint.mark(run, "latest", run / checkpoint.name_of(number))
+    checkpoint.mark(run, "best", run / "step-00000001")
+    assert (run / "latest").read_text() == "step-00000002"
+    assert checkpoint.resolve(run) == run / "step-00000001"
+    assert checkpoint.resolve(run / "latest") == checkpoint.to_resume(run) == run / "step-00000002"
+    assert checkpoint.newest_run(tmp_path) == run
+    checkpoint.prune(run, keep=1)
+    assert len(checkpoint.all_of(run)) == 2
+
+
+@pytest.mark.parametrize("on_gpu", [True, False])
+def test_a_gpu_decodes_with_weights_that_lie_in_order(saved, monkeypatch, on_gpu):
+    """The file holds (in, out); as (out, in) views of it a GPU takes a slower kernel."""
+    _, folder = saved
+    monkeypatch.setattr(device, "on_gpu", lambda: on_gpu)
+    loaded = dict(tree_flatten(checkpoint.load(folder).parameters()))
+    assert memoryview(loaded["h.0.mlp.c_fc.weight"]).c_contiguous == on_gpu
+    monkeypatch.undo()
+    assert all((loaded[name] == p).all() for name, p in tree_flatten(checkpoint.load(folder).parameters()))

@@ -7,6 +7,7 @@ from mlx.utils import tree_map
 
 from gpt2_mlx import device, tokenizer
 from gpt2_mlx.config import GPT2Config
+from gpt2_mlx.generation import sampling
 from gpt2_mlx.generation.capacity import equal_row_counts, slots_that_fit
 from gpt2_mlx.generation.engine import Engine
 from gpt2_mlx.generation.params import SamplingParams
@@ -270,3 +271,37 @@ def test_the_end_of_a_text_ends_the_sequence(model):
 def test_bad_prompts_are_refused(model, prompt, message):
     with pytest.raises(ValueError, match=message):
         Engine(model, 1).add(prompt, SamplingParams())
+
+
+def test_a_token_is_waited_for_once(model, monkeypatch):
+    engine, waits, evaluate = Engine(model, n_slots=4), [], mx.eval
+    for seed in range(3):
+        engine.add([1, 2, 3], SamplingParams(max_tokens=5, seed=seed, logprobs=seed or None))
+    engine.step()
+    monkeypatch.setattr(mx, "eval", lambda *arrays: waits.append(len(arrays)) or evaluate(*arrays))
+    engine.step()
+    assert len(waits) == 1
+
+
+def test_a_pass_is_built_once_for_each_shape(model, monkeypatch):
+    passes, hidden = [], GPT2.hidden
+    monkeypatch.setattr(GPT2, "hidden", lambda *args, **kwargs: passes.append(1) or hidden(*args, **kwargs))
+    engine = Engine(model, n_slots=2)
+    engine.add([1, 2, 3], SamplingParams(max_tokens=30, seed=0))
+    while engine.has_work:
+        engine.step()
+    assert len(passes) == 2  # one for the prompt, one for all tokens
+
+
+def test_warming_up_draws_in_every_way(model, monkeypatch):
+    drawn, way_of = set(), sampling._way
+    monkeypatch.setattr(sampling, "_way", lambda *args: drawn.add(way_of(*args)) or way_of(*args))
+    Engine(model, n_slots=8).warm_up()
+    assert {way.__name__ for way, *_ in drawn} == {"_from_all", "_from_top_k", "_from_top_p"}
+
+
+def test_a_gpu_decodes_any_number_of_rows(model, monkeypatch):
+    monkeypatch.setattr(device, "on_gpu", lambda: True)
+    assert equal_row_counts(model) == tuple(range(1, 33))
+    monkeypatch.setattr(mx.cuda, "is_available", lambda: True)
+    assert equal_row_counts(model) == (1, 2, 4, 8, 16, 32)

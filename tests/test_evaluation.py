@@ -61,6 +61,7 @@ def test_a_quantised_model_is_scored_with_its_quantised_head(model):
     assert loss != pytest.approx(evaluation.score_text(model, ENCODING, TOKENS[:20]).loss, rel=1e-6)
 
 
+@pytest.mark.cpu("a GPU takes a batch whole")
 def test_rows_are_those_of_one_core(model, monkeypatch):
     random = np.random.RandomState(0)
     batch = [random.randint(0, 50257, (4, 8)).astype(np.int32) for _ in range(2)]

@@ -1,4 +1,6 @@
+import errno
 import hashlib
+import os
 import threading
 
 import pytest
@@ -79,3 +81,56 @@ def test_json_nested_beyond_all_measure_is_named(tmp_path):
     (tmp_path / "config.json").write_text('{"a":' * 100_000)
     with pytest.raises(ValueError, match=r"config\.json cannot be read"):
         files.read_json(tmp_path / "config.json")
+
+
+@pytest.mark.parametrize("refusal", [errno.ENOTSUP, errno.EINVAL])  # SMB, FUSE
+def test_a_disk_that_does_not_flush_its_cache_for_macos_is_synced_as_elsewhere(tmp_path, monkeypatch, refusal):
+    synced = []
+    monkeypatch.setattr(files.fcntl, "F_FULLFSYNC", 51, raising=False)
+    monkeypatch.setattr(files.fcntl, "fcntl", failing(refusal))
+    monkeypatch.setattr(os, "fsync", synced.append)
+    files.sync(tmp_path)
+    assert len(synced) == 1
+
+
+def test_a_disk_that_fails_is_told(tmp_path, monkeypatch):
+    monkeypatch.delattr(files.fcntl, "F_FULLFSYNC", raising=False)
+    monkeypatch.setattr(os, "fsync", failing(errno.EIO))
+    with pytest.raises(OSError, match="error"):
+        files.sync(tmp_path)
+    monkeypatch.setattr(files.fcntl, "F_FULLFSYNC", 51, raising=False)
+    monkeypatch.setattr(files.fcntl, "fcntl", failing(errno.EIO))
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+    with pytest.raises(OSError, match="error"):
+        files.sync(tmp_path)
+
+
+def test_only_a_folder_may_go_unsynced(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.delattr(files.fcntl, "F_FULLFSYNC", raising=False)
+    monkeypatch.setattr(os, "fsync", failing(errno.EINVAL))
+    files.sync(tmp_path)
+    with pytest.raises(OSError, match="Invalid argument"):
+        files.sync(tmp_path / "file")
+
+
+@pytest.mark.parametrize("refusal", [errno.ENOTSUP, errno.ENOLCK])
+def test_a_disk_without_locks_is_told_and_used(tmp_path, monkeypatch, capsys, refusal):
+    (tmp_path / ".a.77.tmp").touch()  # another process may be writing it
+    monkeypatch.setattr(files.fcntl, "flock", failing(refusal))
+    files.lock(tmp_path).close()
+    assert f"NOTE: the disk of {tmp_path} has no locks" in capsys.readouterr().out
+    assert names(tmp_path) == [".a.77.tmp", ".lock"]
+
+
+def test_a_lock_that_fails_otherwise_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(files.fcntl, "flock", failing(errno.EIO))
+    with pytest.raises(OSError, match="error"):
+        files.lock(tmp_path)
+
+
+def failing(number):
+    def fail(*_):
+        raise OSError(number, os.strerror(number))
+
+    return fail

@@ -246,3 +246,34 @@ def test_quantised_matrices_round_to_the_nearest_of_their_groups_levels(n_embd, 
 def test_what_cannot_be_quantised_is_named(small):
     with pytest.raises(ValueError, match="n_embd is 12; to be quantised it must be a multiple of 32"):
         GPT2(small).quantize(4)
+
+
+def test_few_tokens_are_learnt_from_where_the_fused_kernel_has_no_gradient(small, monkeypatch):
+    fused = mx.fast.scaled_dot_product_attention
+
+    def metals(q, *arguments, **options):
+        assert q.shape[2] > 8, "Metal throws"
+        return fused(q, *arguments, **options)
+
+    monkeypatch.setattr(mx.fast, "scaled_dot_product_attention", metals)
+    model, tokens = GPT2(small), mx.arange(8)[None]
+    expected = reference.logits(
+        {name: np.array(p, np.float64) for name, p in tree_flatten(model.parameters())}, np.arange(8)[None], 3, 2
+    )
+    assert np.abs(np.array(model(tokens)) - expected).max() < 1e-5
+    gradients = nn.value_and_grad(model, lambda tokens: mx.sum(model(tokens) ** 2))(tokens)[1]
+    assert all(mx.isfinite(g).all() for _, g in tree_flatten(gradients))
+
+
+@pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16])
+def test_gelu_and_its_slope_round_once_in_16_bits(dtype):
+    x = mx.linspace(-4, 4, 2001).astype(dtype)
+    exact = np.array(x.astype(mx.float32), np.float64)
+    tanh = np.tanh(np.sqrt(2 / np.pi) * (exact + 0.044715 * exact**3))
+    slope = np.sqrt(2 / np.pi) * (1 + 3 * 0.044715 * exact**2)
+    once = 2.0**-8 if dtype == mx.bfloat16 else 2.0**-11
+    for got, want in (
+        (gelu(x), 0.5 * exact * (1 + tanh)),
+        (mx.grad(lambda x: mx.sum(gelu(x)))(x), 0.5 * (1 + tanh + exact * (1 - tanh**2) * slope)),
+    ):
+        assert (np.abs(np.array(got.astype(mx.float32)) - want) <= 1.01 * once * np.abs(want) + 3e-6).all()

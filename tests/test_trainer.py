@@ -10,7 +10,7 @@ from mlx.utils import tree_flatten
 from gpt2_mlx import checkpoint, device, metrics, tokenizer
 from gpt2_mlx.corpus.dataset import TokenDataset
 from gpt2_mlx.model import GPT2
-from gpt2_mlx.training import precision, step
+from gpt2_mlx.training import precision, ranks, step
 from gpt2_mlx.training.config import TrainConfig
 from gpt2_mlx.training.trainer import Trainer
 
@@ -65,6 +65,7 @@ def test_micro_batches_equal_one_big_batch_weighted_by_tokens(tmp_path):
     assert all(np.allclose(p, weights(apart)[name], atol=1e-5) for name, p in weights(together).items())
 
 
+@pytest.mark.cpu("a GPU takes a batch whole")
 @pytest.mark.parametrize("cores", [1, 2, 4])
 def test_the_split_over_cores_changes_nothing(tmp_path, monkeypatch, cores):
     (batch,) = batches(1, 4)
@@ -257,3 +258,24 @@ def test_a_step_that_is_not_finite_is_skipped_counted_and_told(tmp_path, capsys)
     assert one.progress.skipped == 3
     assert "step 2: skipped, its gradients are not finite" in capsys.readouterr().out
     assert all(np.array_equal(p, weights(one)[name]) for name, p in before.items())
+
+
+def test_processes_meet_between_two_pieces_of_the_gpus_work(tmp_path, monkeypatch):
+    """A GPU's work that waits for a network is ended by macOS: the sums are there before, and the means after."""
+    (batch,) = batches(1, 4)
+    expected = trainer(tmp_path, "alone")
+    want = expected.step([batch], 1e-2)[0].item()
+    several = trainer(tmp_path, "several")
+    sums_of = []
+
+    def average(sums):
+        assert mx.default_device() == mx.cpu
+        sums_of.append([np.array(a) for _, a in tree_flatten(sums)])  # inside mx.compile there are no values
+        return sums
+
+    monkeypatch.setattr(ranks.nn, "average_gradients", average)
+    monkeypatch.setattr(ranks, "size", lambda: 2)
+    assert several.step([batch], 1e-2)[0].item() == want
+    assert len(sums_of) == 1 and all(np.isfinite(a).all() for a in sums_of[0])
+    monkeypatch.undo()
+    assert all((p == weights(expected)[name]).all() for name, p in weights(several).items())

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from . import times
-from .pytorch import torch_device
+from .pytorch import peak, torch_device
 
 
 class Ids:
@@ -41,4 +41,4 @@ def decode(folder: str, prompt: list[int], n: int, dtype: str, device: str) -> C
         return iter(ids)
 
     times(generate(2))
-    return lambda: times(generate(n))
+    return lambda: times(generate(n)) | peak(model.device.type)

@@ -20,4 +20,5 @@ def decode(folder: str, prompt: list[int], n: int, dtype: str, device: str) -> C
         return (int(id) for id, _ in generate_step(mx.array(prompt), model, max_tokens=n))
 
     times(generate(2))
-    return lambda: times(generate(n))
+    on_gpu = mx.default_device().type == mx.DeviceType.gpu
+    return lambda: times(generate(n)) | ({"peak_gb": mx.get_peak_memory() / 1e9} if on_gpu else {})

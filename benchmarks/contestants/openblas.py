@@ -1,6 +1,6 @@
 """OpenBLAS for MLX's other programs too, without gpt2_mlx's own kernel for few rows; to be imported before mlx.
 
-`python -m benchmarks.contestants.openblas MODULE ARG...` runs a module so.
+`python -m benchmarks.contestants.openblas DEVICE MODULE ARG...` runs a module so, on the device "gpu" or "cpu".
 """
 
 import importlib.util
@@ -16,5 +16,8 @@ os.environ["GPT2_MLX_BLAS"] = "openblas"
 _blas.preload()
 
 if __name__ == "__main__":
-    sys.argv.pop(0)
+    import mlx.core as mx
+
+    mx.set_default_device(getattr(mx, sys.argv[1]))
+    del sys.argv[:2]
     runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)

@@ -50,7 +50,7 @@ def train(
 
 
 def decode(folder: str, prompt: list[int], n: int, dtype: str, device: str) -> Callable[[], dict]:
-    gpt2_mlx.device.select(device)
+    on_gpu = gpt2_mlx.device.select(device) == "gpu"
     model = checkpoint.load(Path(folder), dtype)
 
     def generate(n: int) -> Iterator[int]:
@@ -61,4 +61,4 @@ def decode(folder: str, prompt: list[int], n: int, dtype: str, device: str) -> C
                 yield from (token.id for token in output.tokens)
 
     times(generate(2))
-    return lambda: times(generate(n))
+    return lambda: times(generate(n)) | ({"peak_gb": gpt2_mlx.device.peak_memory_gb()} if on_gpu else {})

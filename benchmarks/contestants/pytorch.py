@@ -104,12 +104,17 @@ def torch_device(name: str) -> str:
     return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
 
 
+def peak(device: str) -> dict:
+    """The most memory of a GPU's arrays in GB: on a Mac what the allocator holds, for it gives little back."""
+    if device == "cuda":
+        return {"peak_gb": torch.cuda.max_memory_allocated() / 1e9}
+    return {"peak_gb": torch.mps.driver_allocated_memory() / 1e9} if device == "mps" else {}
+
+
 def train(
     preset: str, batch_size: int, block_size: int, compile: bool, dtype: str, device: str, steps: int
 ) -> Callable[[], dict]:
     training = Training(preset, block_size, 1e-4, 0.1, compile, dtype, device)
     batches = random_windows(batch_size, block_size)
     measure = rounds_of(lambda: training.step(next(batches), 1e-4), steps, batch_size * block_size)
-    if training.device != "cuda":
-        return measure
-    return lambda: measure() | {"peak_gb": torch.cuda.max_memory_allocated() / 1e9}
+    return lambda: measure() | peak(training.device)

@@ -25,6 +25,8 @@ class Evaluate(LoadConfig):
 
     checkpoint: Annotated[str, tyro.conf.Positional]
     """Run (its best checkpoint), checkpoint folder, gpt2 ... gpt2-xl, or owner/name on the hub."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Type of weights and computation; losses are always float32."""
     data: str | None = None
     """The text: tinyshakespeare, shakespeare, a file, a folder of files, or a folder of token shards, as for train."""
     split: Literal["train", "val", "test", "all"] = "test"

@@ -7,7 +7,7 @@ import socket
 import sys
 from pathlib import Path
 
-from .. import checkpoint, cli, pretrained
+from .. import checkpoint, cli, device, pretrained
 from ..serving.async_engine import AsyncEngine
 from ..serving.config import ServeConfig
 from ..serving.worker import launch
@@ -16,6 +16,8 @@ from ..serving.worker import launch
 def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until the server has begun
     config = cli.parse(ServeConfig)
+    if not device.has_posix():
+        raise ValueError("serving needs macOS or Linux: Windows' pipes cannot be waited on (WSL has those of Linux)")
     source = config.checkpoint or checkpoint.newest_run(Path("checkpoints"))
     folder = pretrained.find(source)
     path = folder if pretrained.is_on_hub(source) else Path(source)

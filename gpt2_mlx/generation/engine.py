@@ -10,12 +10,13 @@ import numpy as np
 from .. import device, tokenizer
 from ..kv_cache import KVCache, bucket
 from ..model import GPT2
-from .capacity import equal_row_counts
+from .decoder import Decoder, head
 from .params import SamplingParams
 from .sampling import penalised, sample, uniform
 from .scheduler import CHUNK, Scheduler, Sequence
 
 WIDTHS = (8, 16, 24, 32, 48, 64, 96, 128, 192, CHUNK)  # a prefill chunk is padded to one of these lengths
+WAYS = ({}, {"temperature": 0}, {"top_k": 0}, {"top_k": 0, "top_p": 0.9}, {"logprobs": 5}, {"presence_penalty": 1})
 _ids = itertools.count()  # ids of sequences, unique in the process, also across engines
 
 
@@ -55,8 +56,8 @@ class Engine:
         self.model = model
         self._on_pass = on_pass
         self.block_size, self.vocab_size = model.config.block_size, model.config.vocab_size
-        self._row_counts = equal_row_counts(model)
         self._cache = KVCache(model.config, n_slots, model.dtype)
+        self._decoder = Decoder(model, self._cache)
         self._scheduler = Scheduler(n_slots)
         self._sequences: dict[int, Sequence] = {}
 
@@ -104,9 +105,10 @@ class Engine:
 
     def warm_up(self) -> None:
         """Run each kernel once, so that the first request is as fast as later ones."""
-        for width in WIDTHS if device.on_gpu() else WIDTHS[:1]:  # on a CPU one kernel serves all shapes
+        widths = WIDTHS if device.on_gpu() else WIDTHS[:1] * len(WAYS)  # on a CPU one kernel serves all shapes
+        for width, way in zip(widths, itertools.cycle(WAYS)):
             if width < self.block_size:
-                self.add([0] * (width + 1), SamplingParams(max_tokens=2, seed=0))
+                self.add([0] * (width + 1), SamplingParams(max_tokens=2, seed=0, **way))
         while self.has_work:
             self.step()
 
@@ -168,34 +170,17 @@ class Engine:
         if not sequences:
             return outputs
         self._on_pass([s.id for s in sequences], len(sequences))
-        groups = itertools.groupby(sequences, lambda s: s.slot // self._row_counts[-1])
-        logits = mx.concatenate([self._next_logits(list(group)) for _, group in groups])  # (B, V)
-        log_p = logits - mx.logsumexp(logits, axis=-1, keepdims=True)  # lazy: computed only where a token asks for it
+        logits = self._decoder.next_logits(sequences)  # (B, V)
+        log_p = mx.zeros((len(logits), 0))
+        if any(s.params.logprobs is not None for s in sequences):
+            log_p = logits - mx.logsumexp(logits, axis=-1, keepdims=True)  # (B, V)
         draws = [uniform(s.params.seed, len(s.generated)) for s in sequences]
         ids = sample(penalised(logits, sequences), sequences, draws)
-        mx.eval(ids)
+        mx.eval(ids, log_p, self._cache.state())  # at once: the device works without a pause
         for sequence in sequences:
             sequence.cached += 1
-        tokens = [_token(row, id, s.params) for row, id, s in zip(log_p, ids.tolist(), sequences)]
+        tokens = [_token(row, id, s.params) for row, id, s in zip(np.array(log_p), ids.tolist(), sequences)]
         return outputs + [self._output(sequence, token) for sequence, token in zip(sequences, tokens)]
-
-    def _next_logits(self, sequences: list[Sequence]) -> mx.array:
-        """The logits (B, V) of the next tokens of sequences, in the order of their slots, which lie in one group."""
-        first = sequences[0].slot // self._row_counts[-1] * self._row_counts[-1]
-        rows = [s.slot - first for s in sequences]
-        n_slots = rows[-1] + 1
-        n_rows = next(n for n in self._row_counts if n >= n_slots)
-        starts, counts, last = [0] * n_slots, [0] * n_slots, [0] * n_rows
-        for row, sequence in zip(rows, sequences):
-            starts[row], counts[row], last[row] = sequence.cached, 1, sequence.context[-1]
-        view = self._cache.extend(list(range(first, first + n_slots)), starts, counts, width=1, n_rows=n_rows)
-        logits = self._head(self.model.hidden(mx.array(last)[:, None], cache=view)[:, 0])
-        mx.eval(logits, self._cache.state())  # now, or the next group would copy the whole cache
-        return logits[mx.array(rows)]
-
-    def _head(self, hidden: mx.array) -> mx.array:
-        """(B, C) -> (B, V) float32."""
-        return self.model.wte.as_linear(hidden).astype(mx.float32)
 
     def _output(self, sequence: Sequence, token: Token | None) -> Output:
         tokens, reason = (), "length"  # of a sequence that asks for no token
@@ -214,9 +199,9 @@ class Engine:
     def _note_prompt(self, sequence: Sequence, hidden: mx.array) -> None:
         """Note the log-probabilities of the prompt's tokens that follow the n tokens just read: hidden (n, C)."""
         following = sequence.context[sequence.cached - len(hidden) + 1 : sequence.cached + 1]
-        logits = self._head(hidden)
+        logits = head(self.model, hidden)
         log_p = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
-        sequence.noted_prompt += [_token(row, id, sequence.params) for row, id in zip(log_p, following)]
+        sequence.noted_prompt += [_token(row, id, sequence.params) for row, id in zip(np.array(log_p), following)]
 
 
 def _width(n: int) -> int:
@@ -232,12 +217,11 @@ def _can_share(sequence: Sequence, other: Sequence) -> bool:
     )
 
 
-def _token(log_p: mx.array, id: int, params: SamplingParams) -> Token:
+def _token(log_p: np.ndarray, id: int, params: SamplingParams) -> Token:
     """A token with the log-probabilities that the parameters ask for, from the row log_p (V,)."""
     k = params.logprobs
     if not k:
-        return Token(id, None if k is None else log_p[id].item())
-    row = np.array(log_p)
-    best = np.argpartition(-row, k - 1)[:k]
-    best = best[np.lexsort((best, -row[best]))]
-    return Token(id, float(row[id]), tuple((int(i), float(row[i])) for i in best))
+        return Token(id, None if k is None else float(log_p[id]))
+    best = np.argpartition(-log_p, k - 1)[:k]
+    best = best[np.lexsort((best, -log_p[best]))]
+    return Token(id, float(log_p[id]), tuple((int(i), float(log_p[i])) for i in best))

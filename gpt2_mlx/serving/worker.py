@@ -48,12 +48,14 @@ def main() -> None:
 
     def build(on_pass: Callable[[list[int], int], None]) -> Engines:
         device.select(config.device)
+        device.limit_cache()
+        dtype = device.dtype(config.dtype)
 
         def make(model) -> Engine:
             slots = config.max_batch_size or slots_that_fit(model.config, model.dtype)
             return Engine(model, slots, on_pass)
 
-        return Engines(lambda folder: loading(folder, config.dtype, config.quantize, make), checkpoint)
+        return Engines(lambda folder: loading(folder, dtype, config.quantize, make), checkpoint)
 
     try:
         run(build, checkpoint, source, sink)

@@ -11,6 +11,7 @@ Usage = dict[str, float]  # bytes, by the name of what holds them
 # Fitted to peaks measured on the CPU, over models of 4 to 12 layers, 128 to 768 wide, windows of 128 to 1,024 tokens.
 _KEPT_PER_CHANNEL = 31  # numbers that a block keeps for the backward pass, per token and channel
 _BUFFERS_PER_PART = 2.5  # (n, V) arrays of a part of the loss: logits, their exponentials, half of the next part's
+_BUFFERS_PER_PART_ON_GPU = 4  # of two parts, since a GPU's command buffers run ahead and hold what they read
 _KEPT_IN_16_BITS = 0.7  # of the bytes kept in float32; softmax, norms and GELU keep some numbers in float32
 _BLOCKS_AT_WORK = 3  # blocks' activations in the backward pass: the kept ones, their gradients, the next block's
 _SCORES_AT_WORK = 5  # the same for attention scores
@@ -40,7 +41,7 @@ def predict(config: TrainConfig, processes: int = 1) -> Usage:
         "gradients": weights * several + streams * table,
         "activations": L * (4 * config.batch_size * T * C if config.grad_checkpoint else kept),
         "attention scores": 0 if config.grad_checkpoint else L * scores,
-        "logits": streams * _BUFFERS_PER_PART * 4 * rows * V,
+        "logits": streams * (_BUFFERS_PER_PART_ON_GPU if device.on_gpu() else _BUFFERS_PER_PART) * 4 * rows * V,
     }
     backward = {
         **states,
@@ -61,6 +62,8 @@ def _activations(config: TrainConfig) -> tuple[float, float]:
     tokens = config.batch_size * config.block_size
     size = 4 if config.dtype == "float32" else 4 * _KEPT_IN_16_BITS
     kept = size * _KEPT_PER_CHANNEL * tokens * config.n_embd
+    if device.fuses_attention(config.n_embd // config.n_head) and not config.dropout:
+        return kept, 0
     scores = size * tokens * config.n_head * config.block_size
     return kept, scores * (2.25 if config.dropout else 1)  # dropout keeps its result and its mask, too
 

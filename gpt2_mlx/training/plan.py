@@ -27,7 +27,7 @@ def choose(config: TrainConfig, given: bool) -> TrainConfig:
     These are `config` itself where its micro-batch was `given`, else the first of its `ways` that fits. Raises a
     ValueError that shows the numbers where none fits.
     """
-    budget = device.memory(ranks.here())
+    budget = _budget()
     allowed = [config] if given else list(ways(config))
     fitting = (i for i, way in enumerate(allowed) if memory.peak(way, ranks.size()) <= budget)
     chosen = ranks.largest(next(fitting, len(allowed)))
@@ -40,6 +40,12 @@ def choose(config: TrainConfig, given: bool) -> TrainConfig:
         f"{config.model_name()} with {flags} does not fit: it needs {needed}, and this machine has {budget / 1e9:.1f}"
         " GB for it"
     )
+
+
+def _budget() -> int:
+    """The bytes that a step may take. A GPU's driver keeps some for itself, and other programs draw windows."""
+    memory = device.memory(ranks.here())
+    return int(0.8 * memory) if device.on_gpu() else memory
 
 
 def measure(config: TrainConfig) -> tuple[float, float]:
@@ -56,7 +62,7 @@ def measure(config: TrainConfig) -> tuple[float, float]:
 
 def report(config: TrainConfig) -> str:
     """The memory and time of a run, from a prediction and one measured step, and the other ways to take its steps."""
-    budget, processes = device.memory(ranks.here()), ranks.size()
+    budget, processes = _budget(), ranks.size()
     seconds, peak = measure(config)
     windows = config.batch_size * config.grad_accum_steps
     per_step = seconds / config.batch_size * windows / processes

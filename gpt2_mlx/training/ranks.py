@@ -15,6 +15,8 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_map
 
+from .. import device
+
 Result = TypeVar("Result")
 Tree = TypeVar("Tree")
 
@@ -49,8 +51,9 @@ def own_micro_batches(step: int, n: int) -> range:
 
 
 def mean(tree: Tree) -> Tree:
-    """The mean of the processes' trees of float32 arrays."""
-    return nn.average_gradients(tree)
+    """The mean of the processes' trees of evaluated float32 arrays."""
+    with mx.stream(device.between_processes()):
+        return nn.average_gradients(tree)
 
 
 def total(array: mx.array) -> mx.array:

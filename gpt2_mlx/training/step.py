@@ -17,7 +17,7 @@ Batch = tuple[mx.array, mx.array]  # tokens, targets: (B, T) int32
 def build(config: TrainConfig, model: GPT2) -> "Step":
     """The step of a model with its optimizer, for resolved settings. It limits MLX's memory to what the step needs."""
     mx.eval(model.parameters())
-    device.work_within(memory.peak(config, ranks.size()) - 4 * model.n_params)
+    device.work_within(memory.peak(config, ranks.size()) - 4 * model.n_params, ranks.here())
     return Step(config, model, device.streams(config.batch_size))
 
 
@@ -55,6 +55,10 @@ class Step:
         for batch, key in zip(batches[1:], keys[1:]):
             mx.eval(sums)  # one micro-batch's activations at a time
             sums = tree_map(mx.add, sums, self.gradients(*batch, key, scale))
+        if ranks.size() > 1:
+            mx.eval(sums)
+            sums = ranks.mean(sums)
+            mx.eval(sums)  # macOS ends a GPU's work that waits for seconds, as an update would for a slow network
         return self.update(sums, scale, mx.array(rate))
 
     @property
@@ -87,8 +91,8 @@ class Step:
         return scale * loss, count
 
     def update(self, sums: tuple, scale: mx.array, rate: mx.array) -> tuple[mx.array, mx.array, mx.array]:
-        """Take the step, given the sums of this process's results of `gradients`. Returns as `__call__`."""
-        loss, count, gradients = ranks.mean(sums)
+        """Take the step, given the sums of the results of `gradients`. Returns as `__call__`."""
+        loss, count, gradients = sums
         count = scale * count
         outcome = optim.guarded_update(self.model, self.optimizer, gradients, count, rate, self.config.grad_clip)
         return loss / count, *outcome
