@@ -1,5 +1,6 @@
 """Bugs to plant, each of the kind that a check of the doctor looks for, and the fixture that makes its checks quick."""
 
+import dataclasses
 import errno
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from gpt2_mlx.training import memory, optim, plan, trainer
 
 ATTENTION, COMPILE, MATMUL = mx.fast.scaled_dot_product_attention, mx.compile, mx.matmul
 QUANTIZED, CUMSUM, ARGPARTITION, CACHED = mx.quantized_matmul, mx.cumsum, mx.argpartition, kv_cache._attention
-RECOMPUTE, GELU, STORE, LOAD = nn.utils.checkpoint, model.gelu, kv_cache.LayerCache._store, checkpoint.load
+RECOMPUTE, GELU, EXTEND, LOAD = nn.utils.checkpoint, model.gelu, kv_cache.KVCache.extend, checkpoint.load
 UPDATE = optim.guarded_update
 ORTHOGONAL = mlx.optimizers.Muon._zeropower_via_newtonschulz5
 
@@ -60,19 +61,15 @@ def compile_that_remembers_its_key(function, **kwargs):
     return wrong if function.__name__ == "gradients" else compiled
 
 
-class ViewWithoutPositions(kv_cache.CacheView):
-    def __init__(self, *args):
-        super().__init__(*args)
-        self.positions = mx.zeros_like(self.positions)
+def extend_without_positions(self, *arguments, **more):
+    view = EXTEND(self, *arguments, **more)
+    return dataclasses.replace(view, positions=mx.zeros_like(view.positions))
 
 
-class ViewInOrder(kv_cache.CacheView):
+def extend_in_order(self, *arguments, **more):
     """A view whose keys are read in the order of the slots, whatever the order of the rows."""
-
-    def __init__(self, *args):
-        super().__init__(*args)
-        if not isinstance(self.slots, slice):
-            self.slots = mx.sort(self.slots)
+    view = EXTEND(self, *arguments, **more)
+    return view if isinstance(view.slots, slice) else dataclasses.replace(view, slots=mx.sort(view.slots))
 
 
 def long(q, keys):
@@ -152,9 +149,9 @@ def draws_of_removed_tokens(patch):
     patch.setattr(sampling, "_pick", pick_that_trusts_the_scan)
 
 
-def store_that_holds_what_was_there(self, arrays, new, held=[]):  # noqa: B006
-    held[:] = [*held[-16:], arrays[self.layer].flatten()]
-    return STORE(self, arrays, new)
+def extend_that_holds_what_was_there(self, *arguments, **more):
+    self.held = [array.flatten() for array in self.state()]
+    return EXTEND(self, *arguments, **more)
 
 
 def load_in_columns(folder):

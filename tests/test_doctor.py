@@ -14,7 +14,7 @@ from gpt2_mlx import GPT2, GPT2Config, cli, device
 from gpt2_mlx.commands import doctor
 from gpt2_mlx.doctor import chips, examination, reference, speed, steps, storage, texts, tolerance
 from gpt2_mlx.doctor.finding import Finding, difference, within, worst
-from gpt2_mlx.generation import engine
+from gpt2_mlx.generation import decoder, engine
 from gpt2_mlx.training import optim
 
 
@@ -49,11 +49,11 @@ def test_on_a_gpu_a_resume_may_differ_in_last_bits_only(tmp_path, monkeypatch):
 
 
 def test_on_a_gpu_texts_may_part_where_tf32_rounds_a_draw_across_two_tokens(tmp_path, monkeypatch):
-    head = engine.Engine._head
+    head = decoder.head
     with monkeypatch.context() as patch:
         patch.setattr(tolerance, "product_error", lambda: 5e-4)
         patch.setattr(device, "on_gpu", lambda: True)
-        patch.setattr(engine.Engine, "_head", lambda self, x: head(self, x) * (1.01 if len(x) > 1 else 1))
+        patch.setattr(decoder, "head", lambda model, x: head(model, x) * (1.01 if len(x) > 1 else 1))
         found = texts.batched(tmp_path)
         assert found.ok and "the others part where a draw is beside a token's share" in found.text, found
         patch.setattr(engine, "uniform", draws_that_follow_the_crowd())

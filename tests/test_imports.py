@@ -13,7 +13,7 @@ GROUND = ["blas", "config", "cli", "files", "folders", "tokenizer", "device", "m
 TRUNK = ["model", "kv_cache", "layout", "checkpoint", "pretrained", "plot"]
 WINGS = {
     "corpus": "documents shards source dataset loader",
-    "generation": "params scheduler capacity sampling engine text",
+    "generation": "params scheduler capacity decoder sampling engine text",
     "training": "config loss optim ranks precision evaluation hellaswag progress report memory step plan trainer settle"
     " run",
     "serving": "limits config answers errors fields schemas messages submission engines replay async_engine watch"
