@@ -221,6 +221,22 @@ def facts() -> dict[str, str | float]:
     }
 
 
+def limits() -> dict[str, str | float]:
+    """The limits of memory, for a report: MLX's own, and those that a GPU's driver tells."""
+    info, untold = mx.device_info(), "not told" if on_gpu() else "none on a CPU"
+
+    def gb(name: str) -> str | float:
+        return round(info[name] / 1e9, 1) if name in info else untold
+
+    return {
+        "architecture": info.get("architecture", "not told"),
+        "memory_limit_gb": round(mx.get_memory_limit() / 1e9, 1),
+        "working_set_gb": gb("max_recommended_working_set_size"),  # what a Mac's GPU may keep resident
+        "largest_buffer_gb": gb("max_buffer_length"),
+        "most_buffers": info.get("resource_limit", untold),
+    }
+
+
 def _blas() -> str:
     """What multiplies on this CPU, tried with one product."""
     before = blas.products()

@@ -13,12 +13,13 @@ GROUND = ["blas", "config", "cli", "files", "folders", "tokenizer", "device", "m
 TRUNK = ["model", "kv_cache", "layout", "checkpoint", "pretrained", "plot"]
 WINGS = {
     "corpus": "documents shards source dataset loader",
-    "generation": "params scheduler capacity sampling engine text",
+    "generation": "params scheduler capacity decoder sampling engine text",
     "training": "config loss optim ranks precision evaluation hellaswag progress report memory step plan trainer settle"
     " run",
     "serving": "limits config answers errors fields schemas messages submission engines replay async_engine watch"
     " telemetry worker served_run choice completions guard app connections server openapi docs pages",
-    "doctor": "reference chips finding checks speed examination",
+    "doctor": "reference chips finding tolerance specimens mathematics attention steps draws texts footprint storage"
+    " speed machine examination",
 }
 WINGS = {wing: [f"{wing}.{name}" for name in names.split()] for wing, names in WINGS.items()}
 REACH = {  # what a wing may import beside itself
@@ -26,7 +27,7 @@ REACH = {  # what a wing may import beside itself
     "generation": [],
     "training": ["corpus", "generation"],
     "serving": ["generation"],
-    "doctor": ["corpus", "generation", "training"],
+    "doctor": ["corpus", "generation", "training", "serving"],
 }
 ROOT = ["__init__", "__main__"]  # the public face may import all, and so may the commands
 
