@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from gpt2_mlx import device
+from gpt2_mlx import inventory
 
 from . import ENVIRONMENT
 from .worker import Worker
@@ -94,7 +94,7 @@ def machine(*packages: str) -> dict:
     """Where and with what a benchmark runs."""
     versions = {name: importlib.metadata.version(name) for name in ("mlx", *packages)}
     return {
-        "device": device.description(),
+        "device": inventory.description(),
         "system": platform.platform(),
         "versions": {"python": platform.python_version(), **versions},
         "environment": {name: value for name, value in ENVIRONMENT.items() if name.startswith(TUNING)},

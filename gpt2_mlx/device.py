@@ -1,9 +1,7 @@
-"""Which device this machine offers and what follows from it; the one file that asks what machine this is."""
+"""Which device this machine offers and what follows from it."""
 
 import ctypes
-import importlib.metadata
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -74,12 +72,6 @@ def on_gpu() -> bool:
 def is_scalar() -> bool:
     """Whether MLX's elementwise kernels take an element at a time, as on Linux's CPU: 13 ns for exp, 18 ns for tanh."""
     return sys.platform == "linux" and not on_gpu()
-
-
-def description() -> str:
-    """The device in words, for a run's log: "Apple M3 Max, GPU" or "AMD EPYC, 2 CPU cores, OpenBLAS 0.3.34 (Zen)"."""
-    name = mx.device_info().get("device_name", platform.machine())
-    return f"{name}, GPU" if on_gpu() else f"{name}, {cpu_count()} CPU cores, {_blas()}"
 
 
 def cpu_count() -> int:
@@ -202,67 +194,3 @@ def keep_awake() -> None:
     """Keep a Mac from falling asleep while this process lives."""
     if sys.platform == "darwin" and shutil.which("caffeinate"):
         subprocess.Popen(["caffeinate", "-i", "-w", str(os.getpid())])
-
-
-def chip() -> str | None:
-    """The GPU's name, such as "Apple M3 Max"; None on a CPU."""
-    return mx.device_info().get("device_name") if on_gpu() else None
-
-
-def facts() -> dict[str, str | float]:
-    """What machine this is, for a report."""
-    return {
-        "device": f"{mx.device_info().get('device_name', platform.machine())}, {'GPU' if on_gpu() else 'CPU'}",
-        "system": platform.platform(),
-        "cpu_cores": cpu_count(),
-        "memory_gb": round(total_memory() / 1e9, 1),
-        "blas": "not used by a GPU" if on_gpu() else _blas(),
-        "compiler": compiler(),
-    }
-
-
-def limits() -> dict[str, str | float]:
-    """The limits of memory, for a report: MLX's own, and those that a GPU's driver tells."""
-    info, untold = mx.device_info(), "not told" if on_gpu() else "none on a CPU"
-
-    def gb(name: str) -> str | float:
-        return round(info[name] / 1e9, 1) if name in info else untold
-
-    return {
-        "architecture": info.get("architecture", "not told"),
-        "memory_limit_gb": round(mx.get_memory_limit() / 1e9, 1),
-        "working_set_gb": gb("max_recommended_working_set_size"),  # what a Mac's GPU may keep resident
-        "largest_buffer_gb": gb("max_buffer_length"),
-        "most_buffers": info.get("resource_limit", untold),
-    }
-
-
-def _blas() -> str:
-    """What multiplies on this CPU, tried with one product."""
-    before = blas.products()
-    mx.eval(mx.ones((2, 2)) @ mx.ones((2, 2)))
-    return blas.name(called=blas.products() > before)
-
-
-def compiler() -> str:
-    """The C++ compiler that mx.compile fuses with on Linux's CPU; a Mac without developer tools would open a dialog."""
-    if on_gpu() or sys.platform == "darwin":
-        return "not looked for"
-    path = shutil.which("g++")
-    if path is None:
-        return "none (without g++ mx.compile fuses nothing on a CPU)"
-    try:
-        return subprocess.run([path, "--version"], capture_output=True, text=True, timeout=20).stdout.splitlines()[0]
-    except (OSError, subprocess.SubprocessError, IndexError) as error:
-        return f"{path}, which does not run: {error}"
-
-
-def versions(*more: str) -> dict[str, str]:
-    """The versions of Python and of the packages that results follow from, and of `more` that are there."""
-    found = {"python": platform.python_version()}
-    for name in ("mlx", "numpy", "tiktoken", *more):
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found

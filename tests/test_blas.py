@@ -9,7 +9,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from gpt2_mlx import blas, device
+from gpt2_mlx import blas, device, inventory
 
 ROOT = Path(__file__).parents[1]
 COMPILER = shutil.which("g++")
@@ -18,7 +18,7 @@ linux_only = pytest.mark.skipif(sys.platform != "linux", reason="macOS has Accel
 own_kernel = pytest.mark.skipif("own kernel" not in blas.name(called=True), reason="MLX does not have our kernel here")
 
 LEVELS = ["x86-64", "x86-64-v3", "x86-64-v4"]
-TELL = "from gpt2_mlx import device; device.select('cpu'); print(device.description())"
+TELL = "from gpt2_mlx import device, inventory; device.select('cpu'); print(inventory.description())"
 ALONE = f"""
 import importlib.util
 spec = importlib.util.spec_from_file_location("blas", "{ROOT}/gpt2_mlx/blas.py")
@@ -334,6 +334,6 @@ def test_nothing_is_asked_of_a_compiler_where_it_is_not_needed(monkeypatch):
     monkeypatch.setattr(shutil, "which", run)
     with monkeypatch.context() as mac:
         mac.setattr(sys, "platform", "darwin")
-        assert device.compiler() == "not looked for"
+        assert inventory.compiler() == "not looked for"
     monkeypatch.setattr(device, "on_gpu", lambda: True)
-    assert device.compiler() == "not looked for"
+    assert inventory.compiler() == "not looked for"

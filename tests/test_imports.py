@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "gpt2_mlx"
 # Each file may import the files before it.
-GROUND = ["blas", "config", "cli", "files", "folders", "tokenizer", "device", "metrics", "elementwise"]
+GROUND = ["blas", "config", "cli", "files", "folders", "tokenizer", "device", "inventory", "metrics", "elementwise"]
 TRUNK = ["model", "kv_cache", "layout", "checkpoint", "pretrained", "plot"]
 WINGS = {
     "corpus": "documents shards source dataset loader",

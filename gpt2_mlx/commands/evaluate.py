@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import tiktoken
 import tyro
 
-from .. import cli, device, tokenizer
+from .. import cli, inventory, tokenizer
 from ..corpus import source
 from ..corpus.dataset import TokenDataset
 from ..files import finite
@@ -57,7 +57,7 @@ def score(flags: Evaluate) -> dict:
     items = hellaswag.read(flags.hellaswag) if flags.hellaswag else []
     model = flags.load(flags.checkpoint)
     encoding, bits = tokenizer.load(), (model.quantization or {}).get("bits")
-    facts = {"checkpoint": flags.checkpoint, "dtype": flags.dtype, "bits": bits, "device": device.description()}
+    facts = {"checkpoint": flags.checkpoint, "dtype": flags.dtype, "bits": bits, "device": inventory.description()}
     if flags.data is not None:
         facts["text"] = _text_facts(flags, model, encoding)
     if items:

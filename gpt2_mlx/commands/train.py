@@ -4,7 +4,7 @@ import functools
 import shlex
 import signal
 
-from .. import cli, device, plot
+from .. import cli, device, inventory, plot
 from ..corpus.dataset import SPLITS
 from ..corpus.source import Source
 from ..training import plan, ranks, run
@@ -36,7 +36,7 @@ def main() -> None:
 
 def greet(trainer: Trainer, source: Source) -> None:
     config, tokens = trainer.config, {name: len(trainer.dataset.split(name)) for name in SPLITS}
-    print(f"device: {device.description()}" + f", {ranks.size()} processes" * (ranks.size() > 1))
+    print(f"device: {inventory.description()}" + f", {ranks.size()} processes" * (ranks.size() > 1))
     print(f"text:   {source.name}, {' + '.join(f'{n:,} {name}' for name, n in tokens.items())} tokens")
     if 0 < config.eval_tokens < max(tokens["val"], tokens["test"]):
         print(f"        the losses of val and test are over their first {config.eval_tokens:,} (--eval-tokens)")

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from .. import device
+from .. import inventory
 from .finding import Finding
 
 BACKENDS = ("mlx-metal", "mlx-cpu", "mlx-cuda-12", "mlx-cuda-13")
@@ -11,15 +11,15 @@ BACKENDS = ("mlx-metal", "mlx-cpu", "mlx-cuda-12", "mlx-cuda-13")
 def facts() -> dict:
     """The machine, its limits and the versions that the checks run with."""
     return {
-        "machine": device.facts(),
-        "limits": device.limits(),
-        "versions": device.versions(*BACKENDS, "scipy-openblas32"),
+        "machine": inventory.facts(),
+        "limits": inventory.limits(),
+        "versions": inventory.versions(*BACKENDS, "scipy-openblas32"),
     }
 
 
 def versions(_: Path) -> Finding:
     """MLX comes as two packages, the library and its backend, that must be of one version."""
-    found = device.versions(*BACKENDS)
+    found = inventory.versions(*BACKENDS)
     backends = {name: found[name] for name in BACKENDS if name in found}
     text = ", ".join(f"{name} {version}" for name, version in {"mlx": found["mlx"], **backends}.items())
     if len(backends) > 1:

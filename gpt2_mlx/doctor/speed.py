@@ -8,7 +8,7 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten
 
-from .. import checkpoint, device
+from .. import checkpoint, device, inventory
 from ..config import PRESETS
 from ..generation.engine import Engine
 from ..generation.params import SamplingParams
@@ -46,7 +46,7 @@ def training(_: Path) -> Finding:
         times.append(seconds())
     speed = config.batch_size * config.block_size / statistics.median(times)
     tflops = speed * flops_per_token(model) / 1e12
-    words, share = share_of_tflops(device.chip(), tflops)
+    words, share = share_of_tflops(inventory.chip(), tflops)
     text = f"{preset()}, {shape[0]} x {shape[1]} tokens: {speed:,.0f} tokens/s, {tflops:.3f} TFLOP/s ({words})"
     return Finding(True, text, {"tokens_per_s": speed, "tflops": tflops, "share_of_peak": share, "first_step_s": first})
 
@@ -68,7 +68,7 @@ def decoding(folder: Path) -> Finding:
     loaded = checkpoint.load(folder / "decoding")
     alone, crowd, of_fresh = _tokens_per_s(loaded, 1), _tokens_per_s(loaded, 16), _tokens_per_s(fresh, 1)
     gb_per_s = alone * (loaded.n_params - loaded.wpe.weight.size) * loaded.wte.weight.itemsize / 1e9
-    words, share = share_of_bandwidth(device.chip(), gb_per_s)
+    words, share = share_of_bandwidth(inventory.chip(), gb_per_s)
     text = f"{preset()}, loaded, float32: {alone:,.0f} tokens/s alone, {gb_per_s:.1f} GB/s ({words}); 16 at once:"
     text += f" {crowd:,.0f}; not loaded, alone: {of_fresh:,.0f}"
     views = [name for name, p in tree_flatten(loaded.parameters()) if not is_in_rows(p)] if device.on_gpu() else []

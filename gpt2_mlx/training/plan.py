@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import mlx.core as mx
 
-from .. import device
+from .. import device, inventory
 from ..model import GPT2
 from . import memory, ranks, step
 from .config import TrainConfig
@@ -78,7 +78,7 @@ def report(config: TrainConfig) -> str:
         return f"{sizes}  {size / 1e9:>7.2f}  {per_step * passes:>7.2f}{note}"
 
     lines = [
-        f"device: {device.description()}, {budget / 1e9:.1f} GB for a run",
+        f"device: {inventory.description()}, {budget / 1e9:.1f} GB for a run",
         f"step:   {windows} x {config.block_size} tokens, {config.model_name()}, {config.dtype}, taken as",
         "--batch-size  --grad-accum-steps  --grad-checkpoint  peak GB   s/step",
         *map(row, dict.fromkeys([config, *ways(config)])),

@@ -8,7 +8,7 @@ from pathlib import Path
 import mlx.core as mx
 from mlx.utils import tree_map
 
-from .. import checkpoint, device, metrics
+from .. import checkpoint, inventory, metrics
 from ..corpus.dataset import SPLITS
 from ..corpus.source import Source
 from ..files import lock, new_file, read_json, write_json
@@ -78,10 +78,10 @@ def _write_facts(trainer: Trainer, source: Source, event: str) -> None:
         "text": {"name": source.name, "files": files, "key": dataset.key, "note": source.note},
         "tokens": {split: len(dataset.split(split)) for split in SPLITS},
         "n_params": trainer.model.n_params,
-        "device": device.description(),
+        "device": inventory.description(),
         "processes": ranks.size(),
         "dtype": trainer.config.dtype,
-        "versions": device.versions(),
+        "versions": inventory.versions(),
     }
     with new_file(trainer.run / "train.json") as aside:
         write_json(aside, facts)
