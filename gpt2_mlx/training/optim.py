@@ -90,7 +90,7 @@ def build(config: TrainConfig, model: GPT2, streams: list[mx.Stream]) -> Rules:
     """The optimizer of a run, with its initial state, for `guarded_update`."""
 
     def adamw(weight_decay: float) -> AdamW:
-        return AdamW(0.0, betas=[0.9, config.beta2], weight_decay=weight_decay)
+        return AdamW(0.0, betas=[0.9, config.beta2], eps=config.epsilon, weight_decay=weight_decay)
 
     def is_in(name: str):
         return lambda path, parameter: group(path, parameter, config.optimizer) == name

@@ -27,6 +27,7 @@ def test_an_adamw_step_moves_parameters_as_pytorch_moves_them(foreign, shape, gr
 
     fields = {name: getattr(ours.config, name) for name in ("n_layer", "n_head", "n_embd", "block_size")}
     fields |= {"optimizer": "adamw", "weight_decay": DECAY, "beta2": BETA2, "grad_clip": grad_clip, "batch_size": 4}
+    fields["epsilon"] = 1e-8
     take_step = step.build(TrainConfig(**fields).resolved(on_gpu=False), ours)
     loss, norm, _ = take_step([(mx.array(tokens), mx.array(targets))], RATE)
     mx.eval(loss, norm, ours.parameters())
