@@ -12,6 +12,7 @@ def settings(**fields) -> TrainConfig:
     return TrainConfig(**{"preset": "tiny", **fields}).resolved(on_gpu=False)
 
 
+@pytest.mark.cpu("it is measured where the arrays are")
 @pytest.mark.parametrize(
     "fields",
     [
@@ -31,6 +32,7 @@ def test_the_predicted_peak_is_near_the_measured_one(fields):
     assert memory.peak(config) == pytest.approx(measured, rel=0.25)
 
 
+@pytest.mark.cpu("a GPU may fuse attention")
 def test_what_the_parts_are_made_of():
     parts = memory.predict(settings(preset="gpt2", batch_size=1, optimizer="adamw"))
     n = 4 * 124_439_808  # bytes of gpt2's parameters
