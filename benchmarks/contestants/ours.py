@@ -22,9 +22,8 @@ def train(
     preset: str, batch_size: int, block_size: int, optimizer: str, dtype: str, device: str, steps: int
 ) -> Callable[[], dict]:
     on_gpu = gpt2_mlx.device.select(device) == "gpu"
-    flags = TrainConfig(
-        preset=preset, batch_size=batch_size, block_size=block_size, optimizer=optimizer, dtype=dtype, device=device
-    )
+    recipe = {"optimizer": optimizer, "dtype": dtype, "dropout": 0.0}  # the peers drop nothing
+    flags = TrainConfig(preset=preset, batch_size=batch_size, block_size=block_size, device=device, **recipe)
     config = flags.resolved(on_gpu)
     tokens = np.random.default_rng(0).integers(0, VOCAB_SIZE, 1_000_000).astype(np.uint16)
     model = GPT2(config.model_config(), config.seed)
