@@ -85,7 +85,7 @@ def test_nan_is_never_within():
 
 
 def test_speeds_are_told_with_the_share_of_a_known_chip(tmp_path, monkeypatch):
-    monkeypatch.setattr(speed.device, "chip", lambda: "Apple M2 Pro")
+    monkeypatch.setattr(speed.inventory, "chip", lambda: "Apple M2 Pro")
     found = speed.training(tmp_path)
     assert found.numbers["tokens_per_s"] > 0
     assert found.numbers["share_of_peak"] == pytest.approx(found.numbers["tflops"] / 6.8)

@@ -41,20 +41,22 @@ from planted import (  # noqa: F401
     without_gradient_of_keys,
 )
 
-from gpt2_mlx import device, files, kv_cache, model
+from gpt2_mlx import device, files, inventory, kv_cache, model
 from gpt2_mlx.doctor import examination, machine, mathematics, storage, tolerance
 from gpt2_mlx.generation import engine
 from gpt2_mlx.serving import worker
 from gpt2_mlx.training import loss, optim, plan
 
+
 # A check, and for each of its bugs how to plant it and what the doctor says then.
+def versions(found: dict[str, str]):
+    return lambda patch: patch.setattr(inventory, "versions", lambda *_: found)
+
+
 BUGS = {
     "machine.versions": [
-        (lambda patch: patch.setattr(device, "versions", lambda *_: {"mlx": "2", "mlx-metal": "1"}), "must be equal"),
-        (
-            lambda patch: patch.setattr(device, "versions", lambda *_: dict.fromkeys(("mlx", *machine.BACKENDS), "2")),
-            "two backends",
-        ),
+        (versions({"mlx": "2", "mlx-metal": "1"}), "must be equal"),
+        (versions(dict.fromkeys(("mlx", *machine.BACKENDS), "2")), "two backends"),
     ],
     "mathematics.products": [(lambda patch: patch.setattr(mx, "matmul", off(0.01)), "relative error")],
     "mathematics.quantized": [
