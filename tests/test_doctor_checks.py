@@ -48,11 +48,11 @@ from gpt2_mlx.serving import worker
 from gpt2_mlx.training import loss, optim, plan
 
 
-# A check, and for each of its bugs how to plant it and what the doctor says then.
 def versions(found: dict[str, str]):
     return lambda patch: patch.setattr(inventory, "versions", lambda *_: found)
 
 
+# A check, and for each of its bugs how to plant it and what the doctor says then.
 BUGS = {
     "machine.versions": [
         (versions({"mlx": "2", "mlx-metal": "1"}), "must be equal"),
