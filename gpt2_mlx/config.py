@@ -39,7 +39,7 @@ class GPT2Config:
 # table 2 of Radford et al. 2019, with the sizes of the weights that OpenAI published.
 PRESETS = {
     "tiny": GPT2Config(block_size=128, n_layer=4, n_head=4, n_embd=128),
-    "baby": GPT2Config(block_size=256, n_layer=6, n_head=6, n_embd=384, dropout=0.1),
+    "baby": GPT2Config(block_size=256, n_layer=6, n_head=6, n_embd=384),
     "gpt2": GPT2Config(n_layer=12, n_head=12, n_embd=768),
     "gpt2-medium": GPT2Config(n_layer=24, n_head=16, n_embd=1024),
     "gpt2-large": GPT2Config(n_layer=36, n_head=20, n_embd=1280),
