@@ -195,8 +195,8 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-# tiny and baby are tuned, on Tiny Shakespeare. Short runs on little text need Muon and a large decay: tiny, after the same
-# number of tokens, had a loss 0.55 nats higher by AdamW at 3e-3, 0.08 by dropout of 0.1, 0.04 by a decay of 0.1.
+# tiny and baby are tuned, on Tiny Shakespeare. Short runs on little text need Muon and a large decay: with the same
+# number of tokens tiny had a loss 0.55 nats higher by AdamW at 3e-3, 0.08 by dropout of 0.1, 0.04 by a decay of 0.1.
 _RECIPE = ("passes", "max_steps", "batch_size", "warmup_steps", "learning_rate", "optimizer", "weight_decay")
 _RECIPE += ("epsilon",)
 _RECIPES = {
