@@ -79,12 +79,15 @@ def loading(folder: Path, dtype: str | None, quantize: int | None) -> Generator[
                 raise ValueError(f"quantization is {quantization}, but h.0.attn.c_attn has no scales")
             nn.quantize(model, **quantization, class_predicate=lambda name, _: f"{name}.scales" in scales)
     yield from _filling(model, folder, stored)
+    del stored  # what it holds in another type or order shall go as it is replaced
     if dtype:
         model.set_dtype(getattr(mx, dtype))
     if quantize:
         with _named(folder):
             model.quantize(quantize)
-    for name, array in tree_flatten(model.parameters()):
+    arrays = dict(tree_flatten(model.parameters()))
+    for name in list(arrays):
+        array = arrays.pop(name)
         if device.on_gpu():  # with a hub's weights, (in, out) views, a GPU decodes by a slower kernel
             array = mx.contiguous(array)
             model.update(tree_unflatten([(name, array)]))

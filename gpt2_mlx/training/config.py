@@ -197,8 +197,7 @@ def flag(name: str) -> str:
 
 # tiny and baby are tuned, on Tiny Shakespeare. Short runs on little text need Muon and a large decay: with the same
 # number of tokens tiny had a loss 0.55 nats higher by AdamW at 3e-3, 0.08 by dropout of 0.1, 0.04 by a decay of 0.1.
-_RECIPE = ("passes", "max_steps", "batch_size", "warmup_steps", "learning_rate", "optimizer", "weight_decay")
-_RECIPE += ("epsilon",)
+_RECIPE = ["passes", "max_steps", "batch_size", "warmup_steps", "learning_rate", "optimizer", "weight_decay", "epsilon"]
 _RECIPES = {
     "tiny": (2.3, 600, 8, 30, 6e-3, "muon", 0.6, 1e-4),
     "baby": (2.6, 2000, 4, 30, 4e-3, "muon", 0.6, 1e-4),
@@ -220,6 +219,6 @@ def fine_tuning(init: GPT2Config) -> dict:
     size = (init.n_layer, init.n_embd)
     preset = next((name for name, p in PRESETS.items() if (p.n_layer, p.n_embd) == size), "gpt2")
     recipe = DEFAULTS[preset]
-    gentle = {"optimizer": "adamw", "learning_rate": recipe["learning_rate"] / 10, "weight_decay": 0.1}
-    gentle["epsilon"] = 1e-8
+    rate = recipe["learning_rate"] / 10
+    gentle = {"optimizer": "adamw", "learning_rate": rate, "weight_decay": 0.1, "epsilon": 1e-8}
     return recipe | gentle | {"max_steps": 300, "passes": 5, "validations": 12, "warmup_steps": 20, "patience": 3}
