@@ -2,12 +2,17 @@
 
 import codecs
 import functools
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import tiktoken
 from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 from tiktoken_ext.openai_public import ENDOFTEXT, r50k_pat_str
+
+from .files import sha256_of_each
 
 ASSETS = Path(__file__).parent / "assets"
 NAME = "gpt2"
@@ -23,12 +28,29 @@ def load() -> tiktoken.Encoding:
 
     Raises a ValueError where a vocabulary file is not the one that OpenAI published.
     """
-    ranks = data_gym_to_mergeable_bpe_ranks(
-        str(ASSETS / "vocab.bpe"), str(ASSETS / "encoder.json"), VOCAB_SHA256, ENCODER_SHA256
-    )
+    paths = [ASSETS / "vocab.bpe", ASSETS / "encoder.json"]
+    for path, found, expected in zip(paths, sha256_of_each(paths), (VOCAB_SHA256, ENCODER_SHA256)):
+        if found != expected:
+            raise ValueError(f"{path} is not the file that OpenAI published: its SHA-256 is {found}")
+    with _no_copies():
+        ranks = data_gym_to_mergeable_bpe_ranks(*map(str, paths))
     return tiktoken.Encoding(
         NAME, explicit_n_vocab=VOCAB_SIZE, pat_str=r50k_pat_str, mergeable_ranks=ranks, special_tokens={ENDOFTEXT: EOT}
     )
+
+
+@contextmanager
+def _no_copies() -> Iterator[None]:
+    """Keep tiktoken from copying the files that it reads, even local ones, into the system's temporary folder."""
+    name = "TIKTOKEN_CACHE_DIR"
+    before = os.environ.get(name)
+    os.environ[name] = ""
+    try:
+        yield
+    finally:
+        os.environ.pop(name)
+        if before is not None:
+            os.environ[name] = before
 
 
 def encode(encoding: tiktoken.Encoding, text: str) -> np.ndarray:

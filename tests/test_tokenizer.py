@@ -1,4 +1,8 @@
 import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -68,7 +72,7 @@ def test_a_changed_vocabulary_is_refused(tmp_path, monkeypatch, unloaded):
     for name in ("encoder.json", "vocab.bpe"):
         (tmp_path / name).write_bytes((tokenizer.ASSETS / name).read_bytes().replace(b"hello", b"hullo"))
     monkeypatch.setattr(tokenizer, "ASSETS", tmp_path)
-    with pytest.raises(ValueError, match="Hash mismatch"):
+    with pytest.raises(ValueError, match="is not the file that OpenAI published"):
         tokenizer.load()
 
 
@@ -81,3 +85,16 @@ def test_no_network(monkeypatch, tmp_path, unloaded):
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(socket.socket, "connect", refuse)
     assert tokenizer.load().n_vocab == tokenizer.VOCAB_SIZE
+
+
+def test_no_copy_of_the_vocabulary_is_left_in_the_temporary_folder(tmp_path):
+    code = "import os\nfrom gpt2_mlx import tokenizer\ntokenizer.load()\nassert 'TIKTOKEN_CACHE_DIR' not in os.environ"
+    hidden = ("TIKTOKEN_CACHE_DIR", "DATA_GYM_CACHE_DIR")
+    environment = {name: value for name, value in os.environ.items() if name not in hidden}
+    subprocess.run(
+        [sys.executable, "-c", code],
+        check=True,
+        cwd=Path(__file__).parents[1],
+        env={**environment, "TMPDIR": str(tmp_path)},
+    )
+    assert list(tmp_path.iterdir()) == []
