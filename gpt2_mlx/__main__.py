@@ -12,7 +12,7 @@ COMMANDS = {
     "generate": "continue a text in the terminal",
     "serve": "serve a checkpoint over HTTP",
     "evaluate": "score a model on a text, or on HellaSwag",
-    "convert": "write a model as a checkpoint folder of another type",
+    "convert": "write a model in another type, or as a GGUF file",
     "doctor": "check that everything holds on this machine",
 }
 

@@ -59,6 +59,14 @@ def test_convert_writes_a_folder_that_opens(folder, tmp_path):
     assert not list(tmp_path.glob(".*"))
 
 
+def test_convert_writes_a_gguf_file(folder, tmp_path):
+    done = run("convert", folder, tmp_path / "new" / "m.gguf", "--dtype", "float16")
+    assert done.returncode == 0, done.stderr
+    assert f"{tmp_path / 'new' / 'm.gguf'}: GGUF, matrices in float16, " in done.stdout
+    assert (tmp_path / "new" / "m.gguf").read_bytes()[:4] == b"GGUF"
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["m.gguf"]
+
+
 def test_convert_overwrites_nothing(folder, tmp_path):
     (tmp_path / "mine").write_text("precious")
     for there in (tmp_path, tmp_path / "mine"):
@@ -85,6 +93,7 @@ def test_a_closed_pipe_is_no_error(folder):
         (["generate", "a", "--quantize", "3"], "--quantize"),
         (["convert", "nowhere", "new"], "nowhere is neither a checkpoint"),
         (["convert", "a"], "required"),
+        (["convert", "a", "b.gguf", "--quantize", "8", "--dtype", "float16"], "--dtype is float16, but --quantize 8"),
         (["generate", "a", "--checkpoint", "nowhere"], "nowhere is neither a checkpoint"),
     ],
 )

@@ -1,4 +1,4 @@
-"""gpt2-mlx convert: a model as a checkpoint folder of another type."""
+"""gpt2-mlx convert: a model as a checkpoint folder of another type, or as a GGUF file."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,26 +11,54 @@ from .. import checkpoint, cli, device, pretrained
 
 @dataclass(frozen=True)
 class Convert:
-    """Write a model as a checkpoint folder, in another type or quantised."""
+    """Write a model in another type or quantised: as a checkpoint folder, or as a GGUF file for llama.cpp."""
 
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SRC")]
     """Run, checkpoint folder, gpt2 ... gpt2-xl, or owner/name on the hub."""
-    folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DST")]
-    """The folder to write; it must not exist."""
+    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DST")]
+    """The folder to write, or the file where the name ends in .gguf (llama.cpp, Ollama and LM Studio open it). It must
+    not exist."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    """Type of the weights; in a quantised model, of those that are not quantised. Default: the stored type."""
+    """Type of the weights; in a quantised folder, of those that are not quantised; in a GGUF file, of the matrices.
+    Default: the stored type."""
     quantize: Literal[8, 4] | None = None
-    """Round the matrices to 8 or 4 bits per weight. mlx_lm opens such a folder, transformers does not."""
+    """Round the matrices to 8 or 4 bits per weight. mlx_lm opens such a folder, transformers does not. In a GGUF file
+    these are Q8_0 and Q4_0."""
 
 
 def main() -> None:
     flags = cli.parse(Convert)
-    if flags.folder.exists():
-        raise ValueError(f"{flags.folder} exists already")
+    if flags.out.exists():
+        raise ValueError(f"{flags.out} exists already")
+    write = _write_gguf if flags.out.suffix == ".gguf" else _write_folder
     device.select()
+    print(f"{flags.out}: {write(flags)}")
+
+
+def _write_folder(flags: Convert) -> str:
+    """Write a checkpoint folder and return its type and size in words."""
     model = checkpoint.load(pretrained.find(flags.source), flags.dtype, flags.quantize)
-    checkpoint.save(flags.folder, model)
-    kind = str(model.dtype).removeprefix("mlx.core.")
+    checkpoint.save(flags.out, model)
     bits = f", matrices in {model.quantization['bits']} bits" if model.quantization else ""
-    size = (flags.folder / "model.safetensors").stat().st_size
-    print(f"{flags.folder}: {kind}{bits}, {size / 1e6:,.1f} MB")
+    return f"{_name(model.dtype)}{bits}, {_megabytes(flags.out / 'model.safetensors')}"
+
+
+def _write_gguf(flags: Convert) -> str:
+    """The same for a GGUF file."""
+    from .. import gguf  # here, since its package takes a quarter of a second
+
+    if flags.quantize and flags.dtype:
+        raise ValueError(f"--dtype is {flags.dtype}, but --quantize {flags.quantize} is the type of a GGUF's matrices")
+    folder = pretrained.find(flags.source)
+    model = checkpoint.load(folder, flags.dtype)
+    gguf.save(flags.out, model, folder, flags.quantize)
+    kind = {8: "Q8_0", 4: "Q4_0"}.get(flags.quantize) or _name(model.dtype)
+    return f"GGUF, matrices in {kind}, {_megabytes(flags.out)}"
+
+
+def _name(dtype) -> str:
+    return str(dtype).removeprefix("mlx.core.")
+
+
+def _megabytes(file: Path) -> str:
+    return f"{file.stat().st_size / 1e6:,.1f} MB"

@@ -1,0 +1,142 @@
+"""A model as a GGUF file, which llama.cpp, Ollama and LM Studio open."""
+
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import gguf
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from gguf import GGMLQuantizationType as Kind
+from gguf import GGUFWriter, LlamaFileType, TokenType
+from mlx.utils import tree_flatten
+
+from . import layout, tokenizer
+from .files import new_file, read_json
+from .model import GPT2, LAYER_NORM_EPSILON
+
+# How the matrices are stored, by the model's dtype or by bits, and what a file of these is called.
+_KINDS = {
+    mx.float32: (Kind.F32, LlamaFileType.ALL_F32),
+    mx.float16: (Kind.F16, LlamaFileType.MOSTLY_F16),
+    mx.bfloat16: (Kind.BF16, LlamaFileType.MOSTLY_BF16),
+    8: (Kind.Q8_0, LlamaFileType.MOSTLY_Q8_0),
+    4: (Kind.Q4_0, LlamaFileType.MOSTLY_Q4_0),
+}
+_BLOCK = 32  # weights of a row that share a scale in Q8_0 and Q4_0
+_NO_MERGE = "<none> <none>"  # llama.cpp asks for one merge at least; this one never applies: no other makes its parts
+
+
+def save(path: Path, model: GPT2, folder: Path, quantize: int | None = None) -> None:
+    """Write a model and its vocabulary as a GGUF file; it appears whole or not at all.
+
+    Matrices are stored in the model's dtype, or rounded to 8 bits (Q8_0) or 4 (Q4_0; the embedding in Q8_0, since it is
+    the head, too). Positions, LayerNorms and biases are float32. What MLX has quantised is multiplied out. Tensors are
+    made one by one, so that memory holds the model once.
+
+    Args:
+        path: the file; one that was there before is replaced.
+        model: its parameters evaluated.
+        folder: its checkpoint folder, for the vocabulary.
+        quantize: 8 or 4 bits per weight.
+
+    Raises:
+        ValueError: the vocabulary does not fit the model, or the model's width is no multiple of 32, for `quantize`.
+    """
+    vocabulary = Vocabulary.read(folder, model.config.vocab_size)
+    arrays = _tensors(model)
+    kinds = {name: _kind(name, array, quantize or model.dtype) for name, array in arrays.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with new_file(path) as aside, closing(GGUFWriter(aside, "gpt2")) as writer:
+        writer.add_name(path.stem)
+        writer.add_file_type(_KINDS[quantize or model.dtype][1])
+        _add_shape(writer, model)
+        vocabulary.add_to(writer)
+        for name, array in arrays.items():
+            per_block, size = gguf.GGML_QUANT_SIZES[kinds[name]]
+            writer.add_tensor_info(name, array.shape, np.dtype("float32"), array.size // per_block * size, kinds[name])
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for name in list(arrays):
+            array = np.array(arrays.pop(name).astype(mx.float32))
+            writer.write_tensor_data(gguf.quantize(array, kinds[name]))
+
+
+def _add_shape(writer: GGUFWriter, model: GPT2) -> None:
+    config = model.config
+    writer.add_block_count(config.n_layer)
+    writer.add_context_length(config.block_size)
+    writer.add_embedding_length(config.n_embd)
+    writer.add_feed_forward_length(4 * config.n_embd)
+    writer.add_head_count(config.n_head)
+    writer.add_layer_norm_eps(LAYER_NORM_EPSILON)
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+
+
+def _tensors(model: GPT2) -> dict[str, mx.array]:
+    """The parameters by llama.cpp's names, matrices (out, in). Those that MLX has quantised are not yet evaluated."""
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.GPT2, model.config.n_layer)
+    found = {}
+    for path, layer in tree_flatten(model.leaf_modules(), is_leaf=nn.Module.is_module):
+        arrays = layer.parameters()
+        if "scales" in arrays:
+            parts = (arrays.pop(name) for name in ("weight", "scales", "biases"))
+            arrays["weight"] = mx.dequantize(*parts, layer.group_size, layer.bits)
+        found |= {f"{names.get_name(path)}.{kind}": array for kind, array in arrays.items()}
+    return found
+
+
+def _kind(name: str, array: mx.array, stored: mx.Dtype | int) -> Kind:
+    if array.ndim == 1 or name == "position_embd.weight":
+        return Kind.F32
+    if stored in (8, 4) and array.shape[1] % _BLOCK:
+        raise ValueError(f"n_embd is {array.shape[1]}; to be quantised it must be a multiple of {_BLOCK}")
+    return Kind.Q8_0 if stored == 4 and name == "token_embd.weight" else _KINDS[stored][0]
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What llama.cpp makes its byte-level BPE from."""
+
+    tokens: list[str]  # by id; bytes are written as in GPT-2's encoder.json
+    merges: list[str]  # two tokens with a space between, the first learned first
+    eot: int  # the id of the token that separates documents
+    vocab_size: int  # the model's; what it has beyond the tokens is padding
+
+    @classmethod
+    def read(cls, folder: Path, vocab_size: int) -> "Vocabulary":
+        """The vocabulary of a checkpoint folder, GPT-2's where it holds none.
+
+        Raises a ValueError where the files contradict each other or the model.
+        """
+        paths = {"vocab.json": tokenizer.ASSETS / "encoder.json", "merges.txt": tokenizer.ASSETS / "vocab.bpe"}
+        vocab, merges = (folder / name if (folder / name).is_file() else own for name, own in paths.items())
+        ids = read_json(vocab)
+        tokens = sorted(ids, key=ids.get)
+        if [ids[token] for token in tokens] != list(range(len(ids))):
+            raise ValueError(f"{vocab} must give its {len(ids)} tokens the ids from 0 to {len(ids) - 1}")
+        if len(ids) > vocab_size:
+            raise ValueError(f"{vocab} has {len(ids)} tokens, but the model knows {vocab_size}")
+        eot = read_json(folder / "config.json").get("eos_token_id")
+        if eot not in range(len(ids)):
+            raise ValueError(f"{folder / 'config.json'}: eos_token_id is {eot!r}; it must be an id of {vocab}")
+        lines = merges.read_text(encoding="utf-8").split("\n")
+        pairs = [line for line in lines if line and not line.startswith("#version:")]
+        unknown = [pair for pair in pairs if pair.replace(" ", "", 1) not in ids]
+        layout.refuse([f"{merges}: {pair!r} makes no token of {vocab}" for pair in unknown])
+        return cls(tokens, pairs, eot, vocab_size)
+
+    def add_to(self, writer: GGUFWriter) -> None:
+        padding = [f"[PAD{id}]" for id in range(len(self.tokens), self.vocab_size)]
+        types = [TokenType.NORMAL] * len(self.tokens) + [TokenType.UNUSED] * len(padding)
+        types[self.eot] = TokenType.CONTROL
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre("gpt-2")  # the regular expression that cuts a text into words
+        writer.add_token_list(self.tokens + padding)
+        writer.add_token_types(types)
+        writer.add_token_merges(self.merges or [_NO_MERGE])
+        writer.add_bos_token_id(self.eot)
+        writer.add_eos_token_id(self.eot)
+        writer.add_add_bos_token(False)

@@ -1,0 +1,195 @@
+"""A GGUF file read back with the package's own reader. tests/parity has llama.cpp open it."""
+
+import json
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from gguf import GGMLQuantizationType as Kind
+from gguf import GGUFReader
+from mlx.utils import tree_flatten, tree_map
+
+from gpt2_mlx import GPT2, GPT2Config, checkpoint, gguf, tokenizer
+
+WORDS = {"a": 0, "b": 1, "ab": 2, "<end>": 3}
+NAMES = {  # llama.cpp's (src/llama-arch.cpp) for ours
+    "token_embd": "wte",
+    "position_embd": "wpe",
+    "output_norm": "ln_f",
+    "attn_norm": "ln_1",
+    "attn_qkv": "attn.c_attn",
+    "attn_output": "attn.c_proj",
+    "ffn_norm": "ln_2",
+    "ffn_up": "mlp.c_fc",
+    "ffn_down": "mlp.c_proj",
+}
+
+
+@pytest.fixture
+def model() -> GPT2:
+    """A model none of whose parameters is at its initial zero or one."""
+    model = GPT2(GPT2Config(block_size=10, vocab_size=6, n_layer=2, n_head=2, n_embd=32), seed=1)
+    model.update(tree_map(lambda p: p + 0.1 * mx.random.normal(p.shape, key=mx.random.key(p.size)), model.parameters()))
+    return model
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """The vocabulary of a checkpoint folder: four tokens."""
+    (tmp_path / "vocab.json").write_text(json.dumps(WORDS))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\na b\n")
+    (tmp_path / "config.json").write_text('{"eos_token_id": 3}')
+    return tmp_path
+
+
+def read(path) -> tuple[dict, dict]:
+    reader = GGUFReader(path)
+    fields = {name: field.contents() for name, field in reader.fields.items() if not name.startswith("GGUF.")}
+    return fields, {tensor.name: tensor for tensor in reader.tensors}
+
+
+def ours(name: str) -> str:
+    """Our name of llama.cpp's "blk.0.attn_qkv.weight"."""
+    block, (part, kind) = name.split(".")[:-2], name.split(".")[-2:]
+    return ".".join([*block, NAMES[part], kind]).replace("blk", "h")
+
+
+def test_the_keys_that_llama_cpp_reads(model, folder):
+    gguf.save(folder / "verse.gguf", model, folder)
+    assert read(folder / "verse.gguf")[0] == {
+        "general.architecture": "gpt2",
+        "general.name": "verse",
+        "general.file_type": 0,
+        "general.quantization_version": 2,
+        "gpt2.block_count": 2,
+        "gpt2.context_length": 10,
+        "gpt2.embedding_length": 32,
+        "gpt2.feed_forward_length": 128,
+        "gpt2.attention.head_count": 2,
+        "gpt2.attention.layer_norm_epsilon": pytest.approx(1e-5),
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "gpt-2",
+        "tokenizer.ggml.tokens": ["a", "b", "ab", "<end>", "[PAD4]", "[PAD5]"],
+        "tokenizer.ggml.token_type": [1, 1, 1, 3, 5, 5],
+        "tokenizer.ggml.merges": ["a b"],
+        "tokenizer.ggml.bos_token_id": 3,
+        "tokenizer.ggml.eos_token_id": 3,
+        "tokenizer.ggml.add_bos_token": False,
+    }
+
+
+@pytest.mark.parametrize(("dtype", "kind"), [("float32", Kind.F32), ("float16", Kind.F16), ("bfloat16", Kind.BF16)])
+def test_every_weight_is_there_once_and_unchanged(model, folder, dtype, kind):
+    model.set_dtype(getattr(mx, dtype))
+    gguf.save(folder / "m.gguf", model, folder)
+    _, tensors = read(folder / "m.gguf")
+    parameters = dict(tree_flatten(model.parameters()))
+    assert sorted(map(ours, tensors)) == sorted(parameters)
+    for name, tensor in tensors.items():
+        array = parameters[ours(name)]
+        is_matrix = array.ndim == 2 and name != "position_embd.weight"
+        assert tensor.tensor_type == (kind if is_matrix else Kind.F32), name
+        assert tuple(tensor.shape) == array.shape[::-1]  # the fastest first
+        data = tensor.data
+        if tensor.tensor_type == Kind.BF16:
+            data = (data.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+        assert (data.reshape(array.shape) == np.array(array.astype(mx.float32))).all(), name
+
+
+@pytest.mark.parametrize(("bits", "kind"), [(8, Kind.Q8_0), (4, Kind.Q4_0)])
+def test_a_rounded_weight_is_off_by_no_more_than_its_block_allows(model, folder, bits, kind):
+    gguf.save(folder / "m.gguf", model, folder, bits)
+    fields, tensors = read(folder / "m.gguf")
+    assert fields["general.file_type"] == {8: 7, 4: 2}[bits]
+    for name, array in tree_flatten(model.parameters()):
+        tensor = next(tensor for theirs, tensor in tensors.items() if ours(theirs) == name)
+        if array.ndim == 1 or name == "wpe.weight":
+            assert tensor.tensor_type == Kind.F32
+            continue
+        expected = Kind.Q8_0 if name == "wte.weight" else kind  # the head is the embedding
+        assert tensor.tensor_type == expected
+        blocks = tensor.data.reshape(-1, 34 if expected == Kind.Q8_0 else 18)  # of 32 weights: a float16, the integers
+        scale, packed = blocks[:, :2].copy().view(np.float16).astype(np.float32), blocks[:, 2:]
+        if expected == Kind.Q8_0:
+            steps = packed.view(np.int8).astype(np.float32)
+        else:
+            steps = np.concatenate([packed & 15, packed >> 4], axis=1).astype(np.float32) - 8
+        off = np.abs(scale * steps - np.array(array).reshape(-1, 32))
+        # half a step; in 4 bits a whole one at the end that has no code; float16 rounds the scale
+        assert (off <= np.abs(scale) * ((0.5 if expected == Kind.Q8_0 else 1) + 0.1)).all(), name
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_what_mlx_has_quantised_is_multiplied_out(model, folder, bits):
+    model.quantize(bits)
+    gguf.save(folder / "m.gguf", model, folder)
+    _, tensors = read(folder / "m.gguf")
+    for name, layer in (("token_embd", model.wte), ("blk.1.ffn_down", model.h[1].mlp.c_proj)):
+        expected = mx.dequantize(layer.weight, layer.scales, layer.biases, layer.group_size, layer.bits)
+        assert (tensors[f"{name}.weight"].data == np.array(expected)).all()
+    assert "blk.1.ffn_down.bias" in tensors and not any("scales" in name or "biases" in name for name in tensors)
+
+
+def test_gpt2s_vocabulary(tmp_path):
+    model = GPT2(GPT2Config(block_size=4, n_layer=1, n_head=1, n_embd=4))
+    checkpoint.save(tmp_path / "saved", model)
+    gguf.save(tmp_path / "m.gguf", model, tmp_path / "saved")
+    fields, _ = read(tmp_path / "m.gguf")
+    tokens, merges = fields["tokenizer.ggml.tokens"], fields["tokenizer.ggml.merges"]
+    assert len(tokens) == 50257 and tokens[50256] == "<|endoftext|>" and tokens[262] == "Ġthe"
+    assert len(merges) == 50000 and merges[0] == "Ġ t" and merges[-1] == "Ġg azed"
+    assert fields["tokenizer.ggml.token_type"][-2:] == [1, 3]
+    assert fields["tokenizer.ggml.bos_token_id"] == fields["tokenizer.ggml.eos_token_id"] == tokenizer.EOT
+
+
+def test_a_folder_without_a_vocabulary_has_gpt2s(folder):
+    for name in ("vocab.json", "merges.txt"):
+        (folder / name).unlink()
+    found = gguf.Vocabulary.read(folder, 50257)
+    assert found.tokens[262] == "Ġthe" and len(found.merges) == 50000
+
+
+def test_a_vocabulary_without_merges_gets_one_that_no_text_meets(model, folder):
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    gguf.save(folder / "m.gguf", model, folder)
+    (merge,) = read(folder / "m.gguf")[0]["tokenizer.ggml.merges"]
+    left, right = merge.split(" ")
+    of_one_byte = [
+        token for token, id in json.loads((tokenizer.ASSETS / "encoder.json").read_text()).items() if id < 256
+    ]
+    assert len(left) > 1 and len(right) > 1 and left not in of_one_byte
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("vocab.json", json.dumps(WORDS | {"c": 3}), "must give its 5 tokens the ids from 0 to 4"),
+        ("vocab.json", json.dumps(dict(zip("abcdefg", range(7)))), "has 7 tokens, but the model knows 6"),
+        ("config.json", '{"eos_token_id": 50256}', "eos_token_id is 50256; it must be an id of"),
+        ("config.json", "{}", "eos_token_id is None"),
+        ("merges.txt", "b a\n", "'b a' makes no token of"),
+    ],
+)
+def test_files_that_contradict_each_other(model, folder, file, content, message):
+    (folder / file).write_text(content)
+    with pytest.raises(ValueError, match=message):
+        gguf.save(folder / "m.gguf", model, folder)
+    assert not list(folder.glob("*.gguf*"))
+
+
+def test_a_width_that_has_no_whole_blocks(small, folder):
+    with pytest.raises(ValueError, match="n_embd is 12; to be quantised it must be a multiple of 32"):
+        gguf.save(folder / "m.gguf", GPT2(small), folder, 8)
+
+
+def test_a_file_appears_whole_or_not_at_all(model, folder, monkeypatch):
+    (folder / "m.gguf").write_bytes(b"the old one")
+
+    def stop(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(gguf.GGUFWriter, "write_tensor_data", stop)
+    with pytest.raises(OSError, match="No space left"):
+        gguf.save(folder / "m.gguf", model, folder)
+    assert (folder / "m.gguf").read_bytes() == b"the old one"
+    assert not list(folder.glob(".*.tmp"))
