@@ -11,7 +11,7 @@ from client import COMPLETIONS, HOST, SENTENCE, serving
 from patience import PATIENCE, eventually
 from served import http
 
-from gpt2_mlx.serving import app, connections, server
+from gpt2_mlx.serving import connections, intake, server
 from gpt2_mlx.serving.connections import Connection
 from gpt2_mlx.serving.limits import MAX_CONNECTIONS
 
@@ -56,7 +56,7 @@ def test_a_second_request_of_a_connection_has_its_time_too(client, monkeypatch):
 
 
 def test_a_body_that_does_not_come_is_a_408(client, monkeypatch):
-    monkeypatch.setattr(app, "BODY_SECONDS", 0.1)
+    monkeypatch.setattr(intake, "BODY_SECONDS", 0.1)
     with limited(client, 10) as url, connected(url, HALVES["half the body"]) as connection:
         told = connection.recv(1000)
         while b"}" not in told:

@@ -17,7 +17,7 @@ WINGS = {
     "training": "config loss optim ranks precision evaluation hellaswag progress report memory step plan trainer settle"
     " run",
     "serving": "limits config answers errors fields schemas messages submission engines replay async_engine watch"
-    " telemetry worker served_run choice completions guard app connections server openapi docs pages",
+    " telemetry worker served_run choice completions intake tokens guard app connections server openapi docs pages",
     "doctor": "reference chips finding tolerance specimens mathematics attention steps draws texts footprint storage"
     " speed machine examination",
 }

@@ -40,6 +40,13 @@ def test_every_route_but_the_pages_is_described(client):
     assert set(DOCUMENT["paths"]) <= paths
 
 
+def test_nulls_are_described_where_they_are_taken():
+    for name in ("CompletionRequest", "StreamOptions", "TokenizeRequest"):
+        schema = DOCUMENT["components"]["schemas"][name]
+        for field in set(schema["properties"]) - set(schema.get("required", ())):
+            assert {"type": "null"} in schema["properties"][field]["anyOf"]
+
+
 @pytest.mark.parametrize("model", [schemas.SentenceRequest, schemas.CompletionRequest])
 def test_every_field_has_its_limits_default_and_reason(model):
     fields = DOCUMENT["components"]["schemas"][model.__name__]["properties"]
@@ -57,6 +64,8 @@ def test_answers_hold_what_is_described(client):
         answers.CompletionAnswer.model_validate(client.completion(**fields))
     for path, model in (("/v1/models", answers.Models), ("/ready", answers.Ready), ("/card", answers.Card)):
         model.model_validate(client.get(path).json())
+    answers.TokenizeAnswer.model_validate(client.post("/tokenize", {"prompt": "a"}).json())
+    answers.DetokenizeAnswer.model_validate(client.post("/detokenize", {"tokens": [1]}).json())
     answers.Error.model_validate(client.post(SENTENCE, {}).json())
 
 

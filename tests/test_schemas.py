@@ -54,7 +54,15 @@ COMPLETION_MISTAKES = [
     ("stream_options.include_usage", [{"include_usage": 1}]),
     ("stream_options.more", [{"more": True}]),
     ("model", [5]),
-    ("user", [5]),
+    ("user", [5, "x" * 513]),
+    ("metadata", [[], "x", {f"{i}": "" for i in range(17)}]),
+    ("metadata.a", [{"a": 1}, {"a": None}, {"a": "x" * 513}]),
+    ("store", ["yes", 1]),
+    ("service_tier", [1, "x" * 513]),
+    ("safety_identifier", [1]),
+    ("prompt_cache_key", [1]),
+    ("prompt_cache_retention", [24]),
+    ("stream_options.include_obfuscation", [{"include_obfuscation": "no"}]),
 ]
 
 
@@ -145,6 +153,32 @@ def test_null_is_the_default():
     assert completion(**dict.fromkeys(names)) == completion()
     names = set(SentenceRequest.model_fields) - {"text"}
     assert sentence(**dict.fromkeys(names)) == sentence()
+
+
+def test_what_openais_clients_send_for_openai_changes_nothing():
+    sent = {"user": "me", "metadata": {"a": "b"}, "store": True, "service_tier": "auto", "safety_identifier": "x"}
+    sent |= {"prompt_cache_key": "k", "prompt_cache_retention": "24h", "suffix": None, "best_of": 1}
+    request = completion(**sent, stream_options={"include_obfuscation": True, "include_usage": None})
+    assert request.params(0) == completion().params(0)
+    assert request.stream_options.include_usage is False
+
+
+# What would change the text and is not offered, as OpenAI, vLLM and llama.cpp call it.
+FOREIGN = [
+    *("messages", "tools", "tool_choice", "parallel_tool_calls", "functions", "function_call", "reasoning_effort"),
+    *("max_completion_tokens", "modalities", "prediction", "verbosity", "web_search_options", "top_logprobs"),
+    *("min_tokens", "stop_token_ids", "bad_words", "ignore_eos", "use_beam_search", "length_penalty"),
+    *("include_stop_str_in_output", "skip_special_tokens", "truncate_prompt_tokens", "prompt_logprobs", "cache_salt"),
+    *("allowed_token_ids", "logits_processors", "return_token_ids", "structural_tag", "repeat_penalty", "n_predict"),
+    *("typical_p", "mirostat", "dynatemp_range", "dry_multiplier", "xtc_probability", "samplers", "cache_prompt"),
+]
+
+
+@pytest.mark.parametrize("parse", [sentence, completion])
+@pytest.mark.parametrize("name", FOREIGN)
+def test_what_others_offer_and_we_do_not_is_refused_by_name(parse, name):
+    check_mistake(parse, name, 1)
+    check_mistake(parse, name, None)
 
 
 @pytest.mark.parametrize("prompt", ["", "a", ["a", "b"], [1, 2], [[1], [2, 50256]]])

@@ -83,6 +83,19 @@ class CompletionAnswer(_Answer):
     """In a stream only in the last event, if asked for."""
 
 
+class TokenizeAnswer(_Answer):
+    count: int
+    """How many tokens the text has."""
+    max_model_len: int
+    """How many the model can look back on."""
+    tokens: list[int]
+
+
+class DetokenizeAnswer(_Answer):
+    prompt: str
+    """The text; bytes that are no character are U+FFFD."""
+
+
 class Model(_Answer):
     id: str
     object: Literal["model"]

@@ -1,11 +1,9 @@
 """The Starlette app: routes in, JSON or server-sent events out."""
 
 import asyncio
-import hmac
 from collections.abc import Coroutine
 from typing import Any
 
-import anyio
 from sse_starlette.sse import AppStatus, EventSourceResponse
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -17,7 +15,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import Receive, Scope, Send
 
-from . import errors, schemas
+from . import errors, schemas, tokens
 from .answers import Health, Model, Models, Ready, answer
 from .choice import EncodedPrompt
 from .completions import (
@@ -32,11 +30,9 @@ from .completions import (
 )
 from .errors import ApiError
 from .guard import Guard
-from .limits import BODY_SECONDS, MAX_BODY, MAX_ECHO_CHARS, MAX_NUMBERS, MAX_READ
+from .intake import read_body, service_of
+from .limits import MAX_ECHO_CHARS, MAX_NUMBERS
 from .telemetry import Observed
-
-# `curl -d` calls all it sends a form, and a bare client says nothing: then the body tells.
-JSON_TYPES = ("application/json", "application/x-www-form-urlencoded", "")
 
 
 def build(
@@ -61,6 +57,8 @@ def build(
         Route("/complete-sentence", complete_sentence, methods=["POST"]),
         Route("/v1/completions", completions, methods=["POST"]),
         Route("/v1/models", models),
+        Route("/tokenize", tokens.tokenize, methods=["POST"]),
+        Route("/detokenize", tokens.detokenize, methods=["POST"]),
         Route("/health", health),
         Route("/ready", ready),
         Route("/metrics", metrics),
@@ -90,7 +88,7 @@ async def completions(request: Request) -> Response:
 
 
 async def models(request: Request) -> Response:
-    service = _service(request, needs_key=True)
+    service = service_of(request, needs_key=True)
     model = Model(id=service.run.name, object="model", created=service.created, owned_by="gpt2_mlx")
     return answer(Models(object="list", data=[model]))
 
@@ -100,20 +98,20 @@ async def health(_: Request) -> Response:
 
 
 async def ready(request: Request) -> Response:
-    engine = _service(request).engine
+    engine = service_of(request).engine
     if reason := engine.unready:
         raise ApiError(503, reason, headers=RETRY_AFTER)
     return answer(Ready(status="ready", checkpoint=engine.checkpoint.name))
 
 
 async def metrics(request: Request) -> Response:
-    text = _service(request).telemetry.text()
+    text = service_of(request).telemetry.text()
     return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 async def _complete(request: Request, schema: type[schemas.Parsed], form_of: type[Form]) -> Response:
-    service = _service(request, needs_key=True)
-    body = await _body(request)
+    service = service_of(request, needs_key=True)
+    body = await read_body(request)
     if service.engine.closed:
         raise ApiError(503, service.engine.closed, headers=RETRY_AFTER)
     # Beside the event loop: a large body takes tenths of a second.
@@ -181,45 +179,3 @@ async def _unless_gone(request: Request, work: Coroutine[Any, Any, Response]) ->
 async def _disconnect(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
-
-
-async def _body(request: Request) -> bytes:
-    """The body of a request that may be JSON; read first, so that whoever sends it comes to read the answer.
-
-    Raises:
-        ApiError: 408, 413 or 415.
-    """
-    body, size = bytearray(), 0
-    try:
-        with anyio.fail_after(BODY_SECONDS):
-            async for part in request.stream():
-                size += len(part)
-                if size <= MAX_BODY:
-                    body += part
-                elif size > MAX_READ:
-                    break
-    except TimeoutError:
-        raise ApiError(408, f"the body did not come within {BODY_SECONDS:g} seconds") from None
-    if size > MAX_BODY:
-        raise ApiError(413, f"the body is larger than {MAX_BODY} bytes", code="body_too_large")
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind not in JSON_TYPES:
-        raise ApiError(415, f"the Content-Type is {kind[:80]!r}; it must be application/json")
-    return bytes(body)
-
-
-def _service(request: Request, needs_key: bool = False) -> Service:
-    """The service, to those who may use it.
-
-    Raises:
-        ApiError: 401.
-    """
-    service: Service = request.app.state.service
-    if needs_key and service.api_key is not None:
-        scheme, _, key = request.headers.get("authorization", "").partition(" ")
-        # header values arrive as latin-1; compared as bytes, in a time that tells nothing
-        same = hmac.compare_digest(key.strip().encode("latin-1"), service.api_key.encode())
-        if scheme.lower() != "bearer" or not same:
-            headers = {"WWW-Authenticate": "Bearer"}
-            raise ApiError(401, "the API key is missing or wrong", code="invalid_api_key", headers=headers)
-    return service

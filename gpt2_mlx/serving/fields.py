@@ -25,6 +25,16 @@ def read_prompts(value: Any) -> tuple[Prompt, ...]:
     return tuple(prompts)
 
 
+def read_ids(value: Any) -> list[int]:
+    """Token ids, of which there may be none."""
+    if value == []:
+        return value
+    if not _are(int, value):
+        raise ValueError("it must be a list of token ids")
+    (ids,) = read_prompts(value)
+    return ids
+
+
 def read_stop(value: Any) -> tuple[str, ...]:
     """The stop strings behind a string or a list of strings."""
     stops = [value] if isinstance(value, str) else value
@@ -63,6 +73,7 @@ _BIAS = {"type": "number", "minimum": -MAX_BIAS, "maximum": MAX_BIAS}
 _KEYS = {"pattern": r"^(0|[1-9][0-9]{0,3}|[1-4][0-9]{4})$"}
 _LOGIT_BIAS = {"type": "object", "propertyNames": _KEYS, "additionalProperties": _BIAS, "maxProperties": MAX_BIASES}
 
+TokenIds = Annotated[list[int], PlainValidator(read_ids), WithJsonSchema(_IDS | {"minItems": 0})]
 Prompts = Annotated[tuple[Prompt, ...], PlainValidator(read_prompts), WithJsonSchema(_PROMPTS)]
 Stop = Annotated[tuple[str, ...], PlainValidator(read_stop), WithJsonSchema(_STOPS)]
 LogitBias = Annotated[dict[int, float], PlainValidator(read_logit_bias), WithJsonSchema(_LOGIT_BIAS)]

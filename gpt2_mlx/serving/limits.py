@@ -15,6 +15,8 @@ MAX_TOP_K = 2**31 - 1
 MAX_TEMPERATURE = 2.0
 MAX_BIAS = 100.0
 MAX_BIASES = 300
+MAX_LABELS = 16  # of metadata
+MAX_LABEL_CHARS = 512  # of fields that are taken and not used
 N_SEEDS = 2**63
 
 # An answer.

@@ -20,6 +20,7 @@ _BAD = {
     "500": "The engine failed on this request",
     "503": "The model is loading, or the server is draining",
 }
+_READING = ("400", "401", "403", "408", "413", "415")
 _NULL = {"type": "null"}
 _EVENT = {"type": "object", "properties": {"data": {"type": "string"}}, "required": ["data"]}
 _KEYED = {"security": [{}, {"key": []}]}  # a key is asked for only where the server was started with one
@@ -60,6 +61,15 @@ OPERATIONS = (
         schemas.CompletionRequest,
         "Works with the `openai` package; `top_k`, `min_p`, `repetition_penalty` and `checkpoint` are additions.",
     ),
+    Operation(
+        "/tokenize",
+        "A text as token ids",
+        answers.TokenizeAnswer,
+        _READING,
+        schemas.TokenizeRequest,
+        "As vLLM has it. A text of no character has no token; to go on from it, the model begins a new document.",
+    ),
+    Operation("/detokenize", "Token ids as text", answers.DetokenizeAnswer, _READING, schemas.DetokenizeRequest),
     Operation("/v1/models", "The model that is served", answers.Models, ("401",)),
     Operation("/health", "Whether the process lives", answers.Health),
     Operation("/ready", "Whether a request would be served", answers.Ready, ("503",)),
@@ -92,6 +102,7 @@ def _describe(operation: Operation) -> dict[str, Any]:
         facts["description"] = operation.description
     if operation.request:
         facts["requestBody"] = {"required": True, "content": _content(operation.request)}
+    if operation.request in (schemas.SentenceRequest, schemas.CompletionRequest):
         good = {"description": "The whole text, or with `stream` its events", "content": content}
         content["text/event-stream"] = {"schema": _EVENT}
     if operation.parameters:
@@ -114,12 +125,13 @@ def _schemas(model: type[BaseModel]) -> dict[str, Any]:
     found = schema.pop("$defs", {}) | {model.__name__: schema}
     for each in found.values():
         each.pop("title", None)
-        for field in each["properties"].values():
+        fields, required = each["properties"], each.get("required", ())
+        for field in fields.values():
             field.pop("title", None)
-    if issubclass(model, schemas.TextRequest):
-        fields = schema["properties"]
-        own = dict.fromkeys([*schema["required"], *model.__annotations__, *fields])  # those of the base class last
-        schema["properties"] = {n: fields[n] if n in schema["required"] else _or_null(fields[n]) for n in own}
+        if issubclass(model, schemas.Body):
+            own = model.__annotations__ if each is schema else ()  # those of the base class last
+            order = dict.fromkeys([*required, *own, *fields])
+            each["properties"] = {name: fields[name] if name in required else _or_null(fields[name]) for name in order}
     return found
 
 

@@ -1,4 +1,4 @@
-"""What a request may say: two models, strict."""
+"""What a request may say: a model for each route, strict."""
 
 import dataclasses
 import reprlib
@@ -10,8 +10,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from ..generation import params
 from ..generation.params import Sampling, SamplingParams
 from .errors import ApiError
-from .fields import LogitBias, Prompt, Prompts, Stop
+from .fields import LogitBias, Prompt, Prompts, Stop, TokenIds
 from .limits import (
+    MAX_LABEL_CHARS,
+    MAX_LABELS,
     MAX_LOGPROBS,
     MAX_N,
     MAX_PROMPT_CHARS,
@@ -26,16 +28,26 @@ MaxTokens = Annotated[params.MaxTokens, Le(MAX_TOKENS)]
 Temperature = Annotated[params.Temperature, Le(MAX_TEMPERATURE)]
 TopK = Annotated[params.TopK, Le(MAX_TOP_K)]
 Logprobs = Annotated[int, Field(ge=0, le=MAX_LOGPROBS)]
+Label = Annotated[str, Field(max_length=MAX_LABEL_CHARS)]
 
 
-class _Strict(BaseModel):
+class Body(BaseModel):
+    """A JSON object of a request; null is the same as left out."""
+
     model_config = ConfigDict(
         extra="forbid", strict=True, allow_inf_nan=False, frozen=True, use_attribute_docstrings=True
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, fields: Any) -> Any:
+        if not isinstance(fields, dict):
+            return fields
+        return {name: v for name, v in fields.items() if v is not None or name not in cls.model_fields}
 
-class _Request(_Strict):
-    """What both requests have in common; null is the same as left out."""
+
+class _Request(Body):
+    """What both requests for texts have in common."""
 
     top_p: params.TopP = Sampling.top_p
     min_p: params.MinP = Sampling.min_p
@@ -50,13 +62,6 @@ class _Request(_Strict):
     """Send the text as it comes, as server-sent events."""
     checkpoint: str | None = None
     """The checkpoint of the served run to answer with, such as "step-00000300"; the card lists them."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _without_nulls(cls, fields: Any) -> Any:
-        if not isinstance(fields, dict):
-            return fields
-        return {name: v for name, v in fields.items() if v is not None or name not in cls.model_fields}
 
     def _params(self, seed: int, **others) -> SamplingParams:
         shared = {field.name: getattr(self, field.name) for field in dataclasses.fields(Sampling)}
@@ -97,12 +102,33 @@ class SentenceRequest(_Request):
         return self._params(seed, logprobs=self.logprobs or None)
 
 
-class StreamOptions(_Strict):
+class StreamOptions(Body):
     include_usage: bool = False
     """End the stream with an event that holds the usage."""
+    include_obfuscation: bool = False
+    """Of no consequence here: no event is padded."""
 
 
-class CompletionRequest(_Request):
+class _Unused(Body):
+    """What OpenAI's clients send for OpenAI's own use. It is taken, checked and of no consequence."""
+
+    user: Label | None = None
+    """Of no consequence here."""
+    metadata: dict[Label, Label] = Field({}, max_length=MAX_LABELS)
+    """Of no consequence here: nothing is stored."""
+    store: bool = False
+    """Of no consequence here: nothing is stored."""
+    service_tier: Label | None = None
+    """Of no consequence here: all requests are served alike."""
+    safety_identifier: Label | None = None
+    """Of no consequence here."""
+    prompt_cache_key: Label | None = None
+    """Of no consequence here."""
+    prompt_cache_retention: Label | None = None
+    """Of no consequence here."""
+
+
+class CompletionRequest(_Unused, _Request):
     """The body of POST /v1/completions: OpenAI's, and top_k, min_p and repetition_penalty."""
 
     model_config = ConfigDict(
@@ -130,8 +156,6 @@ class CompletionRequest(_Request):
     """Not offered."""
     suffix: None = None
     """Not offered."""
-    user: str | None = None
-    """Of no consequence here."""
 
     @property
     def prompts(self) -> tuple[Prompt, ...]:
@@ -157,8 +181,32 @@ class CompletionRequest(_Request):
         )
 
 
+class TokenizeRequest(Body):
+    """The body of POST /tokenize."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"prompt": "The quick brown fox"}]})
+
+    prompt: str = Field(max_length=MAX_PROMPT_CHARS)
+    """A text."""
+    model: str | None = None
+    """There is one: any name will do."""
+    add_special_tokens: bool = True
+    """Of no consequence: GPT-2's tokenizer adds none."""
+
+
+class DetokenizeRequest(Body):
+    """The body of POST /detokenize."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"tokens": [464, 2068, 7586, 21831]}]})
+
+    tokens: TokenIds
+    """Token ids."""
+    model: str | None = None
+    """There is one: any name will do."""
+
+
 TextRequest = SentenceRequest | CompletionRequest
-Parsed = TypeVar("Parsed", SentenceRequest, CompletionRequest)
+Parsed = TypeVar("Parsed", SentenceRequest, CompletionRequest, TokenizeRequest, DetokenizeRequest)
 
 
 def parse(model: type[Parsed], body: bytes) -> Parsed:
@@ -171,7 +219,7 @@ def parse(model: type[Parsed], body: bytes) -> Parsed:
         request = model.model_validate_json(body)
     except ValidationError as error:
         raise _complaint(model, error.errors(include_url=False)[0]) from None
-    if len(request.prompts) * request.n > MAX_SEQUENCES:
+    if isinstance(request, _Request) and len(request.prompts) * request.n > MAX_SEQUENCES:
         raise _bad(
             "n", f"n is {request.n} for {len(request.prompts)} prompts; at most {MAX_SEQUENCES} texts are allowed"
         )
