@@ -93,15 +93,25 @@ class MLP(nn.Module):
         return self.c_proj(gelu(self.c_fc(x)))  # (B, T, C) -> (B, T, 4C) -> (B, T, C)
 
 
+class LayerNorm(nn.LayerNorm):
+    """A LayerNorm whose result has its weight's dtype, whatever the input's is."""
+
+    def __init__(self, config: GPT2Config):
+        super().__init__(config.n_embd, eps=LAYER_NORM_EPSILON)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return super().__call__(x).astype(self.weight.dtype)
+
+
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x))."""
+    """x + attention(norm(x)), then x + mlp(norm(x)); x keeps its dtype, which may be finer than the block's."""
 
     def __init__(self, config: GPT2Config):
         super().__init__()
         self.dropout = config.dropout
-        self.ln_1 = nn.LayerNorm(config.n_embd, eps=LAYER_NORM_EPSILON)
+        self.ln_1 = LayerNorm(config)
         self.attn = CausalSelfAttention(config)
-        self.ln_2 = nn.LayerNorm(config.n_embd, eps=LAYER_NORM_EPSILON)
+        self.ln_2 = LayerNorm(config)
         self.mlp = MLP(config)
 
     def __call__(self, x: mx.array, key: mx.array | None = None, cache=None) -> mx.array:
@@ -199,7 +209,8 @@ class GPT2(nn.Module):
 
         With a cache (a view that `KVCache.extend` returns) the tokens follow those that it holds and are added to them.
         With `recompute` the backward pass computes each block's activations again, with the same masks, instead of
-        keeping them (Chen et al. 2016). If the embeddings have another dtype than the blocks, the blocks' is used.
+        keeping them (Chen et al. 2016). The sum that
+        runs through the blocks, and so the result, has the embeddings' dtype.
         """
         T = tokens.shape[1]
         if cache is None and T > self.config.block_size:  # a cache checks its lengths itself: it knows what is padding
@@ -208,7 +219,7 @@ class GPT2(nn.Module):
         keys = [None] * (n_layer + 1) if key is None else mx.random.split(key, n_layer + 1)
         positions = mx.arange(T) if cache is None else cache.positions  # (T,) or (B, T)
         layers = [None] * n_layer if cache is None else cache.layers
-        x = (self.wte(tokens) + self.wpe(positions)).astype(self.ln_f.weight.dtype)  # (B, T, C)
+        x = self.wte(tokens) + self.wpe(positions)  # (B, T, C)
         x = dropout(x, self.config.dropout, keys[-1])
         for block, block_key, layer in zip(self.h, keys, layers):
             forward = partial(block, key=block_key, cache=layer)

@@ -57,10 +57,11 @@ def test_never_holds_all_logits():
     hidden, wte = mx.random.normal((n, 8)), mx.random.normal((vocab_size, 8))
     targets = mx.zeros((n,), mx.int32)
     mx.eval(hidden, wte, targets)
+    before = mx.get_active_memory()  # other tests' arrays may not be let go yet
     mx.reset_peak_memory()
     step = mx.compile(mx.value_and_grad(lambda h, w: cross_entropy(h, w, targets)[0], argnums=(0, 1)))
     mx.eval(step(hidden, wte))
-    assert mx.get_peak_memory() < n * vocab_size * 4 / 2  # the plain formula takes three times all logits
+    assert mx.get_peak_memory() - before < n * vocab_size * 4 / 2  # the plain formula takes three times all logits
 
 
 @given(st.lists(st.floats(-(2.0**100), 0, width=32), min_size=1, max_size=50))

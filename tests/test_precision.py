@@ -1,7 +1,9 @@
 import mlx.core as mx
+import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
+from gpt2_mlx.config import GPT2Config
 from gpt2_mlx.model import GPT2
 from gpt2_mlx.training import precision
 
@@ -21,11 +23,21 @@ def test_the_gradient_of_a_token_that_is_read_often_is_whole(small, dtype):
     def loss(parameters, dtype):
         model.update(precision.lowered(parameters, dtype))
         hidden = model.hidden(tokens)
-        assert hidden.dtype == getattr(mx, dtype)
-        return mx.sum(hidden.astype(mx.float32) * mx.arange(12))
+        assert model.dtype == getattr(mx, dtype)
+        return mx.sum(hidden * mx.arange(12))
 
     got, want = (mx.grad(loss)(parameters, name)["wte"]["weight"][7] for name in (dtype, "float32"))
     assert mx.abs(got - want).max() < 0.05 * mx.abs(want).max()
+
+
+def test_rounding_does_not_add_up_from_block_to_block():
+    model = GPT2(GPT2Config(block_size=16, vocab_size=64, n_layer=12, n_head=2, n_embd=64), seed=3)
+    tokens = mx.array(np.random.RandomState(0).randint(0, 64, (4, 16)))
+    exact = model.hidden(tokens)
+    model.update(precision.lowered(model.parameters(), "bfloat16"))
+    hidden = model.hidden(tokens)
+    assert hidden.dtype == mx.float32
+    assert mx.linalg.norm(hidden - exact) < 2**-8 * mx.linalg.norm(exact)  # bfloat16 rounds by up to 2^-9
 
 
 def test_the_loss_scale_is_halved_by_an_overflow_and_doubled_after_many_steps_without():

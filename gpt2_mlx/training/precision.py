@@ -10,8 +10,8 @@ GROWTH_STEPS = 2000  # steps in a row without an overflow before the scale is do
 def lowered(parameters: dict, dtype: str) -> dict:
     """The parameters, with those of the blocks in `dtype`.
 
-    The embeddings stay float32, and with wte the head: their gradients add up over all tokens of a batch, and a sum in
-    bfloat16 stops growing at 256 times its summands.
+    The embeddings stay float32, and with them the head and the sum that runs through the blocks: the embeddings'
+    gradients add up over all tokens of a batch, and a sum in bfloat16 stops growing at 256 times its summands.
     """
 
     def lower(name: str, p: mx.array) -> mx.array:

@@ -87,7 +87,7 @@ class Step:
         self.model.update(precision.lowered(parameters, self.config.dtype))
         key = key if self.config.dropout else None
         hidden = self.model.hidden(tokens, key, recompute=self.config.grad_checkpoint)
-        loss, count = cross_entropy(hidden.astype(mx.float32), self.model.wte.weight, targets)
+        loss, count = cross_entropy(hidden, self.model.wte.weight, targets)
         return scale * loss, count
 
     def update(self, sums: tuple, scale: mx.array, rate: mx.array) -> tuple[mx.array, mx.array, mx.array]:
