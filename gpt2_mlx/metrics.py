@@ -34,15 +34,23 @@ def read(path: Path) -> list[dict]:
 
     Raises a ValueError where another line is not a JSON object with "event" and "step".
     """
-    events = []
-    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    for number, line in enumerate(lines[:-1], 1):  # what follows the last newline is empty or not whole
+    return part(path)[0]
+
+
+def part(path: Path, start: int = 0, end: int | None = None) -> tuple[list[dict], int]:
+    """The events of the whole lines between two byte offsets, and the offset after the last one. Raises as `read`."""
+    with path.open("rb") as file:
+        file.seek(start)
+        content = file.read(None if end is None else end - start)
+    content = content[: content.rfind(b"\n") + 1]  # what follows the last newline is empty or not whole
+    events, lines = [], content.decode(errors="replace").split("\n")
+    for number, line in enumerate(lines[:-1], 1):
         try:
             event = json.loads(line)
             events.append({"event": event["event"], "step": event["step"], **event})
         except (ValueError, TypeError, KeyError, RecursionError):
             raise ValueError(f"{path}, line {number} is not an event of a run: {line[:80]!r}") from None
-    return events
+    return events, start + len(content)
 
 
 def rewind(path: Path, step: int) -> list[dict]:

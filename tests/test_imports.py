@@ -15,7 +15,7 @@ WINGS = {
     "corpus": "documents shards source dataset loader",
     "generation": "params scheduler capacity decoder sampling engine text",
     "training": "config loss optim ranks precision evaluation hellaswag progress report memory step plan trainer settle"
-    " run",
+    " run track",
     "serving": "limits config answers errors fields schemas messages submission engines replay async_engine watch"
     " telemetry worker served_run choice completions intake tokens guard app connections server openapi docs pages",
     "doctor": "reference chips finding tolerance specimens mathematics attention steps draws texts footprint storage"

@@ -7,7 +7,7 @@ import signal
 from .. import cli, device, inventory, plot
 from ..corpus.dataset import SPLITS
 from ..corpus.source import Source
-from ..training import plan, ranks, run
+from ..training import plan, ranks, run, track
 from ..training.config import TrainConfig
 from ..training.settle import settle
 from ..training.trainer import Trainer
@@ -19,12 +19,16 @@ def main() -> None:
     if settled.config.plan:
         print(plan.report(settled.config))
         return
-    with run.opened(settled) as trainer:
+    with run.opened(settled) as trainer, track.following(trainer.config, trainer.run, trainer.progress.step):
         greet(trainer, settled.source)
         stop_on_signals(trainer)
         device.keep_awake()
-        reason = trainer.fit()
-    folder, step = settled.run, trainer.progress.step
+        end(trainer, trainer.fit())
+
+
+def end(trainer: Trainer, reason: str) -> None:
+    """Draw the curve and say how to go on. Raises a SystemExit after a signal."""
+    folder, step = trainer.run, trainer.progress.step
     if step and ranks.is_first():
         plot.draw([folder], folder / "loss.png")
     if reason in signal.Signals.__members__:

@@ -86,6 +86,9 @@ class TrainConfig:
     """Number of newest checkpoints to keep, beside the best one."""
     patience: int | None = None
     """Stop after this many validations without a new best loss; 0 is off. Default: 5, with --init-from 3."""
+    track: Literal["off", "tensorboard", "wandb", "trackio"] = "off"
+    """Also hand the numbers of metrics.jsonl to this tracker. It can neither stop nor slow the run, and is a package
+    to install."""
     device: Literal["auto", "gpu", "cpu"] = "auto"
     """Where to compute; auto takes the GPU where there is one."""
     wired_limit_gb: float = 0
