@@ -41,7 +41,7 @@ def test_perplexity_and_bits_per_byte(model):
     assert score.bytes == n_bytes
     assert score.perplexity == pytest.approx(math.exp(score.loss))
     assert score.bits_per_byte == pytest.approx(score.loss * score.tokens / n_bytes * math.log2(math.e))
-    assert evaluation.perplexity(1e9) == math.exp(700)
+    assert evaluation.Score(1e9, 1, 1).perplexity == math.exp(700)
 
 
 def test_the_mark_between_two_texts_counts_no_bytes(model):

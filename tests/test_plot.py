@@ -1,30 +1,36 @@
 import functools
+import math
 
 import pytest
 
 from gpt2_mlx import metrics, plot
 
 
-def run(folder, name="run", with_test=True):
+def run(folder, name="run", with_test=True, with_bytes=True):
     path = folder / name
     path.mkdir()
     log = functools.partial(metrics.write, path / "metrics.jsonl")
-    log("start", 0, config={"batch_size": 2, "grad_accum_steps": 3, "block_size": 5})
+    config, (tokens, n_bytes) = (
+        {"batch_size": 2, "grad_accum_steps": 3, "block_size": 5},
+        ({"train": 60}, {"train": 240}),
+    )
+    log("start", 0, config=config, tokens=tokens, **{"bytes": n_bytes} if with_bytes else {})
     for step in range(1, 5):
         log("train", step, loss=5 - step / 2, elapsed_s=60.0 * step)
-    log("eval", 2, val_loss=4.25)
-    log("eval", 4, val_loss=4.5)
+    in_bits = [{"bits_per_byte": bits} if with_bytes else {} for bits in (1.25, 1.5, 1.75)]
+    log("eval", 2, val_loss=4.25, **in_bits[0])
+    log("eval", 4, val_loss=4.5, **in_bits[1])
     if with_test:
-        log("test", 2, loss=4.75, perplexity=1.0)
+        log("test", 2, loss=4.75, perplexity=1.0, **in_bits[2])
     return path
 
 
-def lines(path, x="step"):
+def lines(path, x="step", y="loss"):
     """label -> points of what `draw` puts into the figure."""
     from matplotlib.figure import Figure
 
     axes = Figure().add_subplot()
-    plot.Curve(path, x).draw(axes, "C0", several=False)
+    plot.Curve(path, x, y).draw(axes, "C0", several=False)
     return {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
 
 
@@ -34,6 +40,23 @@ def test_the_figure_shows_what_was_logged(tmp_path):
     assert drawn["validation"] == [[2, 4.25], [4, 4.5]]
     assert drawn["best 4.250 at step 2"] == [[2, 4.25]]
     assert [y for _, y in drawn["test loss 4.750"]] == [4.75, 4.75]
+
+
+def test_bits_per_byte_are_those_logged_and_of_training_by_the_splits_mean(tmp_path):
+    drawn = lines(run(tmp_path), y="bits-per-byte")
+    assert drawn["validation"] == [[2, 1.25], [4, 1.5]]
+    assert [y for _, y in drawn["test loss 1.750"]] == [1.75, 1.75]
+    nats = [4.5, 4.0, 3.5, 3.0]  # a token, which spells four bytes
+    assert [y for _, y in drawn["training"]] == pytest.approx([loss / 4 / math.log(2) for loss in nats])
+
+
+def test_a_run_that_has_counted_bytes_from_its_resume_on_is_drawn_from_there(tmp_path):
+    path = run(tmp_path, with_bytes=False)
+    log = functools.partial(metrics.write, path / "metrics.jsonl")
+    log("resume", 4, tokens={"train": 60}, bytes={"train": 240})
+    log("eval", 6, val_loss=4.0, bits_per_byte=1.0)
+    drawn = lines(path, y="bits-per-byte")
+    assert drawn["validation"] == [[6, 1.0]] and len(drawn["training"]) == 4
 
 
 @pytest.mark.parametrize(("x", "at_four"), [("step", 4), ("tokens", 4 * 2 * 3 * 5), ("time", 4)])
@@ -61,6 +84,8 @@ def test_what_cannot_be_drawn_is_named(tmp_path):
         plot.draw([run(tmp_path)], tmp_path / "figure.gif")
     with pytest.raises(ValueError, match="holds no metrics.jsonl"):
         plot.draw([tmp_path], tmp_path / "figure.png")
+    with pytest.raises(ValueError, match="old has logged no bits per byte: draw it by --y loss"):
+        plot.draw([run(tmp_path, "old", with_bytes=False)], tmp_path / "figure.png", y="bits-per-byte")
     empty = tmp_path / "empty"
     empty.mkdir()
     (empty / "metrics.jsonl").write_text('{"event": "start", "step": 0}\n')

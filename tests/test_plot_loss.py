@@ -20,6 +20,7 @@ def plot_loss(cwd: Path, *words: str) -> subprocess.CompletedProcess:
 def make_run(path: Path) -> None:
     path.mkdir(parents=True)
     log = functools.partial(metrics.write, path / "metrics.jsonl")
+    log("start", 0, tokens={"train": 9}, bytes={"train": 30})
     log("train", 1, loss=2.0, elapsed_s=1.0)
 
 
@@ -37,7 +38,7 @@ def test_without_a_run_it_draws_the_newest(tmp_path):
 def test_several_runs_into_one_file(tmp_path):
     make_run(tmp_path / "a")
     make_run(tmp_path / "b")
-    assert plot_loss(tmp_path, "a", "b", "--out", "both.svg", "--x", "time").returncode == 0
+    assert plot_loss(tmp_path, "a", "b", "--out", "both.svg", "--x", "time", "--y", "bits-per-byte").returncode == 0
     assert (tmp_path / "both.svg").read_text().startswith("<?xml")
 
 

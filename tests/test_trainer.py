@@ -12,6 +12,7 @@ from gpt2_mlx.corpus.dataset import TokenDataset
 from gpt2_mlx.model import GPT2
 from gpt2_mlx.training import precision, ranks, step
 from gpt2_mlx.training.config import TrainConfig
+from gpt2_mlx.training.evaluation import Score, score_text
 from gpt2_mlx.training.trainer import Trainer
 
 VOCAB_SIZE = tokenizer.VOCAB_SIZE  # the samples of a run are text
@@ -164,7 +165,7 @@ def test_evaluation_is_the_mean_over_all_tokens_of_the_split(tmp_path):
         inputs, targets = tokens[start : start + 8][: len(tokens) - 1 - start], tokens[start + 1 : start + 9]
         logits = one.model(inputs[None])[0]
         total += (mx.logsumexp(logits, axis=-1) - logits[mx.arange(len(targets)), targets]).sum().item()
-    assert one.evaluate("val") == pytest.approx(total / (len(tokens) - 1), rel=1e-5)
+    assert one.evaluate("val").loss == pytest.approx(total / (len(tokens) - 1), rel=1e-5)
     assert one.evaluate("val") == one.evaluate("val")
 
 
@@ -176,6 +177,22 @@ def test_evaluation_of_a_large_text_is_over_its_first_tokens(tmp_path):
     alone.dataset = TokenDataset(np.concatenate([np.zeros(8 * 21, np.uint16), val[:21], np.zeros(21, np.uint16)]))
     assert alone.dataset.split("val").tolist() == val[:21].tolist()
     assert one.evaluate("val") == alone.evaluate("val") != trainer(tmp_path, eval_tokens=0).evaluate("val")
+
+
+@pytest.mark.parametrize(("eval_tokens", "end"), [(0, None), (20, 21)])
+def test_a_runs_losses_in_bits_per_byte_are_those_of_evaluate(tmp_path, capsys, eval_tokens, end):
+    one = trainer(tmp_path, max_steps=2, eval_interval=2, eval_tokens=eval_tokens)
+    one.dataset.tokens[:] = np.where(np.arange(700) % 9 == 4, one.encoding.eot_token, one.dataset.tokens)
+    one.fit()  # to step 2, the best one, whose weights it still has
+    lines = capsys.readouterr().out
+    for event, split in (("eval", "val"), ("test", "test")):
+        read = one.dataset.split(split)[:end]
+        (told,) = (e for e in metrics.read(one.run / "metrics.jsonl") if e["event"] == event)
+        n_bytes = len(one.encoding.decode_bytes([id for id in read[1:] if id != one.encoding.eot_token]))
+        nats = told.get("loss", told.get("val_loss")) * (len(read) - 1)
+        assert told["bits_per_byte"] == pytest.approx(nats / n_bytes * np.log2(np.e))
+        assert told["bits_per_byte"] == pytest.approx(score_text(one.model, one.encoding, read).bits_per_byte, rel=1e-6)
+        assert f", {told['bits_per_byte']:.4f} bits per byte (" in lines
 
 
 def test_the_run_folder(tmp_path):
@@ -227,10 +244,14 @@ def stop(trainer: Trainer) -> None:
     trainer.stop_reason = "asked to"
 
 
+def score(loss: float) -> Score:
+    return Score(loss, tokens=1, bytes=4)
+
+
 def test_patience_ends_the_run_and_keeps_the_best(tmp_path):
     one = trainer(tmp_path, max_steps=50, eval_interval=1, patience=2, learning_rate=1e-9)
     losses = iter([3.0, 2.0, 2.5, 2.0, 1.0])
-    one.evaluate, evaluate = lambda split: next(losses) if split == "val" else evaluate(split), one.evaluate
+    one.evaluate, evaluate = lambda split: score(next(losses)) if split == "val" else evaluate(split), one.evaluate
     assert one.fit() == "patience"
     assert one.progress.step == 4
     assert (one.run / "best").resolve().name == "step-00000002"
@@ -240,7 +261,7 @@ def test_patience_ends_the_run_and_keeps_the_best(tmp_path):
 def test_a_loss_that_is_not_finite_is_never_the_best(tmp_path):
     one = trainer(tmp_path, max_steps=2, eval_interval=1)
     losses = iter([np.nan, 2.0])
-    one.evaluate = lambda split: next(losses) if split == "val" else np.nan
+    one.evaluate = lambda split: score(next(losses) if split == "val" else np.nan)
     one.fit()
     assert one.progress.best_step == 2
     assert [e["loss"] for e in metrics.read(one.run / "metrics.jsonl") if e["event"] == "test"] == [None]
@@ -250,7 +271,7 @@ def test_a_step_that_is_not_finite_is_skipped_counted_and_told(tmp_path, capsys)
     one = trainer(tmp_path, max_steps=3, log_interval=1)
     one.model.ln_f.weight = one.model.ln_f.weight * 1e38  # the gradients overflow
     before = weights(one)
-    one.evaluate = lambda split: 1.0
+    one.evaluate = lambda split: score(1.0)
     one.fit()
     events = metrics.read(one.run / "metrics.jsonl")
     assert [e["step"] for e in events if e["event"] == "skip"] == [1, 2, 3]

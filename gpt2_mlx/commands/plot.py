@@ -19,11 +19,14 @@ class PlotConfig:
     """The figure, .png, .svg or .pdf. Default: loss.png in the first run's folder."""
     x: Literal["step", "tokens", "time"] = "step"
     """The horizontal axis: optimizer steps, tokens read, or minutes."""
+    y: Literal["loss", "bits-per-byte"] = "loss"
+    """The vertical axis: nats per token, or bits per byte, by which runs with different vocabularies compare. Training
+    losses become bits per byte by the bytes per token of the whole training split."""
 
 
 def main() -> None:
     config = cli.parse(PlotConfig)
     runs = list(config.runs) or [checkpoint.newest_run(Path("checkpoints"), "metrics.jsonl")]
     out = config.out or runs[0] / "loss.png"
-    plot.draw(runs, out, config.x)
+    plot.draw(runs, out, config.x, config.y)
     print(out)

@@ -1,7 +1,6 @@
-"""The loss of a model on tokens it does not learn from: a run's validation and `gpt2-mlx evaluate`."""
+"""The score of a model on tokens it does not learn from: a run's validation and test, and `gpt2-mlx evaluate`."""
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -10,7 +9,7 @@ import tiktoken
 from tqdm import tqdm
 
 from .. import device, tokenizer
-from ..corpus.loader import IGNORE, Windows, evaluation_batches
+from ..corpus.loader import evaluation_batches
 from ..corpus.shards import AnyTokens
 from ..model import GPT2
 from . import ranks
@@ -29,7 +28,8 @@ class Score:
 
     @property
     def perplexity(self) -> float:
-        return perplexity(self.loss)
+        """e^loss, or e^700 where that is more than a float can hold."""
+        return math.exp(min(self.loss, 700))
 
     @property
     def bits_per_byte(self) -> float:
@@ -37,13 +37,8 @@ class Score:
         return self.loss * self.tokens / math.log(2) / self.bytes if self.bytes else math.nan
 
 
-def perplexity(loss: float) -> float:
-    """e^loss, or e^700 where that is more than a float can hold."""
-    return math.exp(min(loss, 700))
-
-
 class Evaluator:
-    """Sums the loss of a model, as it is at each call and without dropout, over rows of tokens.
+    """Scores a model, as it is at each call and without dropout.
 
     Each of the `streams`, those of `device.streams` for the batch size, takes some rows of a batch.
     """
@@ -57,18 +52,27 @@ class Evaluator:
         """The summed loss of each row in nats: tokens and targets (B, T) int32 -> (B,) float64; `IGNORE` adds 0."""
         return np.array(self._rows(mx.array(tokens), mx.array(targets)), np.float64)
 
-    def sums(self, batches: Iterable[Windows], name: str) -> tuple[float, int]:
-        """The loss summed over batches, and the number of targets that count; `name` labels the progress bar.
+    def score(
+        self,
+        encoding: tiktoken.Encoding,
+        tokens: AnyTokens,
+        batch_size: int,
+        stride: int | None = None,
+        name: str = "windows",
+    ) -> Score:
+        """The score of at least two tokens, read as `evaluation_batches` does; `name` labels the progress bar.
 
-        The processes share the batches, and each returns the sum over all, with the bits that one process alone gets.
+        The processes share the batches, and each returns the score of all, with the bits that one process alone gets.
         """
-        losses, count = [], 0
+        batches = evaluation_batches(tokens, batch_size, self.model.config.block_size, stride)
         bar = tqdm(batches, desc=name, unit="batch", leave=False, disable=None if ranks.is_first() else True)
-        for i, (tokens, targets) in enumerate(bar):
+        losses = []
+        for i, batch in enumerate(bar):
             own = i % ranks.size() == ranks.rank()
-            losses.append(self.rows(tokens, targets).sum() if own else 0.0)
-            count += int((targets != IGNORE).sum())
-        return sum(ranks.total(mx.array(losses)).tolist()), count
+            losses.append(self.rows(*batch).sum() if own else 0.0)
+        count = len(tokens) - 1  # the first one is not predicted
+        total = sum(ranks.total(mx.array(losses)).tolist())
+        return Score(total / count, count, count_bytes(encoding, tokens[1:]))
 
     def _rows(self, tokens: mx.array, targets: mx.array) -> mx.array:
         sums = []
@@ -102,13 +106,17 @@ def score_text(
         raise ValueError(f"--stride is {stride}; it must be at least 1 and at most the model's block_size, {T}")
     if len(tokens) < 2:
         raise ValueError(f"the text is too short: {len(tokens)} tokens; to be scored it must have at least 2")
-    counts = _token_counts(tokens)
-    largest = int(np.flatnonzero(counts)[-1])
+    largest = int(np.flatnonzero(_token_counts(tokens))[-1])
     if largest >= model.config.vocab_size:
         raise ValueError(f"the text has the token {largest}; the model knows those below {model.config.vocab_size}")
-    batches = evaluation_batches(tokens, batch_size, T, stride)
-    total, count = Evaluator(model, device.streams(batch_size)).sums(batches, "windows")
-    return Score(total / count, count, _bytes(encoding, counts - _token_counts(tokens[:1])))
+    return Evaluator(model, device.streams(batch_size)).score(encoding, tokens, batch_size, stride)
+
+
+def count_bytes(encoding: tiktoken.Encoding, tokens: AnyTokens) -> int:
+    """The bytes of text that tokens spell; <|endoftext|> spells none."""
+    counts = _token_counts(tokens)
+    ids = (int(id) for id in np.flatnonzero(counts) if id != encoding.eot_token)
+    return sum(int(counts[id]) * len(tokenizer.token_bytes(encoding, id)) for id in ids)
 
 
 def _token_counts(tokens: AnyTokens) -> np.ndarray:
@@ -116,9 +124,3 @@ def _token_counts(tokens: AnyTokens) -> np.ndarray:
     n = _COUNTED_AT_ONCE
     arrays = (np.asarray(tokens[start : start + n]) for start in range(0, len(tokens), n))
     return sum(np.bincount(array, minlength=2**16) for array in arrays)
-
-
-def _bytes(encoding: tiktoken.Encoding, counts: np.ndarray) -> int:
-    """The bytes of text that the counted tokens stand for; <|endoftext|> stands for none."""
-    ids = (int(id) for id in np.flatnonzero(counts) if id != tokenizer.EOT)
-    return sum(int(counts[id]) * len(tokenizer.token_bytes(encoding, id)) for id in ids)

@@ -9,7 +9,7 @@ from tqdm import tqdm
 from .. import device, metrics
 from . import ranks
 from .config import TrainConfig
-from .evaluation import perplexity
+from .evaluation import Score
 from .progress import Progress
 
 
@@ -54,14 +54,17 @@ class Report:
             )
         self._steps, self._seconds, self._loss = 0, 0.0, 0.0
 
-    def validation(self, step: int, loss: float, is_best: bool) -> None:
-        self._write("eval", step, val_loss=loss)
-        self.say(f"step {step:>6}: val loss {loss:.4f}{' (best so far)' if is_best else ''}")
+    def validation(self, step: int, score: Score, is_best: bool) -> None:
+        self._write("eval", step, val_loss=score.loss, bits_per_byte=score.bits_per_byte)
+        best = " (best so far)" * is_best
+        self.say(f"step {step:>6}: val loss {score.loss:.4f}, {score.bits_per_byte:.4f} bits per byte{best}")
 
-    def test(self, step: int, loss: float) -> None:
-        """Report the test loss of the weights after `step`."""
-        self._write("test", step, loss=loss, perplexity=perplexity(loss))
-        self.say(f"test loss {loss:.4f}, perplexity {perplexity(loss):.1f} (weights of step {step})")
+    def test(self, step: int, score: Score) -> None:
+        """Report the score of the weights after `step` on the test split."""
+        loss, perplexity, bits = score.loss, score.perplexity, score.bits_per_byte
+        self._write("test", step, loss=loss, perplexity=perplexity, bits_per_byte=bits)
+        told = f"test loss {loss:.4f}, perplexity {perplexity:.1f}, {bits:.4f} bits per byte"
+        self.say(f"{told} (weights of step {step})")
 
     def sample(self, step: int, prompt: str, text: str) -> None:
         self._write("sample", step, prompt=prompt, text=text)

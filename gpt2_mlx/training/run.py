@@ -15,6 +15,7 @@ from ..files import lock, new_file, read_json, write_json
 from ..model import GPT2
 from . import ranks, step
 from .config import TrainConfig
+from .evaluation import count_bytes
 from .settle import Settled
 from .trainer import Trainer
 
@@ -77,6 +78,7 @@ def _write_facts(trainer: Trainer, source: Source, event: str) -> None:
         "config": dataclasses.asdict(trainer.config) | {"resume": False, "out": str(trainer.run)},
         "text": {"name": source.name, "files": files, "key": dataset.key, "note": source.note},
         "tokens": {split: len(dataset.split(split)) for split in SPLITS},
+        "bytes": {split: count_bytes(trainer.encoding, dataset.split(split)) for split in SPLITS},
         "n_params": trainer.model.n_params,
         "device": inventory.description(),
         "processes": ranks.size(),

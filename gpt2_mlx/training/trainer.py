@@ -8,12 +8,12 @@ import mlx.core as mx
 
 from .. import checkpoint, metrics, tokenizer
 from ..corpus.dataset import TokenDataset
-from ..corpus.loader import DataLoader, evaluation_batches
+from ..corpus.loader import DataLoader
 from ..files import sync
 from ..generation.text import generate
 from . import optim, precision, ranks
 from .config import TrainConfig
-from .evaluation import Evaluator
+from .evaluation import Evaluator, Score
 from .progress import Progress
 from .report import Report
 from .step import Batch, Step
@@ -35,7 +35,7 @@ class Trainer:
         self.progress = Progress(loss_scale=precision.first_scale(config.dtype))
         self.stop_reason: str | None = None  # others set it to stop the run after the current step
         self._saved_step = 0
-        self._encoding = tokenizer.load()
+        self.encoding = tokenizer.load()
         self._evaluator = Evaluator(self.model, step.streams, config.compile)
         self._loader = DataLoader(dataset.split("train"), config.batch_size, config.block_size, config.seed)
 
@@ -100,8 +100,8 @@ class Trainer:
             self.save()
 
     def _validate(self) -> None:
-        loss = self.evaluate("val")
-        self._report.validation(self.progress.step, loss, is_best=self.progress.count_validation(loss))
+        score = self.evaluate("val")
+        self._report.validation(self.progress.step, score, is_best=self.progress.count_validation(score.loss))
 
     def _test(self) -> None:
         """Test the weights with the best validation loss and show samples of them; they stay in the model."""
@@ -118,17 +118,15 @@ class Trainer:
     def _sample(self, seed: int) -> None:
         if not ranks.is_first():
             return
-        text = generate(self.model, self._encoding, SAMPLE_PROMPT, max_tokens=SAMPLE_TOKENS, seed=seed)
+        text = generate(self.model, self.encoding, SAMPLE_PROMPT, max_tokens=SAMPLE_TOKENS, seed=seed)
         self._report.sample(self.progress.step, SAMPLE_PROMPT, text)
 
-    def evaluate(self, split: str) -> float:
-        """The mean loss of a split in nats per token, over all of it or always the same first `eval_tokens`."""
-        config = self.config
+    def evaluate(self, split: str) -> Score:
+        """The score of a split, over all of it or always the same first `eval_tokens`."""
         tokens = self.dataset.split(split)
-        if config.eval_tokens:
-            tokens = tokens[: config.eval_tokens + 1]  # the first token is no target
-        total, count = self._evaluator.sums(evaluation_batches(tokens, config.batch_size, config.block_size), split)
-        return total / count
+        if self.config.eval_tokens:
+            tokens = tokens[: self.config.eval_tokens + 1]  # the first token is no target
+        return self._evaluator.score(self.encoding, tokens, self.config.batch_size, name=split)
 
     def save(self) -> None:
         """Write a checkpoint of the current state and point `latest` to it."""
