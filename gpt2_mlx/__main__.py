@@ -13,6 +13,7 @@ COMMANDS = {
     "serve": "serve a checkpoint over HTTP",
     "evaluate": "score a model on a text, or on HellaSwag",
     "convert": "write a model in another type, or as a GGUF file",
+    "push": "upload a model with its card to the Hugging Face hub",
     "doctor": "check that everything holds on this machine",
 }
 

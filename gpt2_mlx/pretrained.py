@@ -11,7 +11,7 @@ from .files import read_json
 from .model import GPT2
 
 OPENAI = {name: f"openai-community/{name}" for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")}
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _TOKENIZERS = ("vocab.json", "tokenizer.json", "vocab.txt", "*.model")  # the last two are other models' vocabularies
 # The files to fetch from a hub model: no pickles, and no copies of the weights for other programs.
 _WEIGHTS = ("model.safetensors", "model-*.safetensors", "model.safetensors.index.json")
@@ -61,7 +61,7 @@ def find(source: str | Path) -> Path:
 def is_on_hub(source: str | Path) -> bool:
     """Whether `find` takes a source for the name of a hub model, not for a path."""
     name = str(source)
-    return name in OPENAI or (_HUB_NAME.fullmatch(name) is not None and not Path(source).parent.exists())
+    return name in OPENAI or (HUB_NAME.fullmatch(name) is not None and not Path(source).parent.exists())
 
 
 def _fetch(name: str) -> Path:

@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "gpt2_mlx"
 # Each file may import the files before it.
 GROUND = ["blas", "config", "cli", "files", "folders", "tokenizer", "device", "inventory", "metrics", "elementwise"]
-TRUNK = ["model", "kv_cache", "layout", "checkpoint", "pretrained", "gguf", "plot"]
+TRUNK = ["model", "kv_cache", "layout", "checkpoint", "pretrained", "gguf", "plot", "card"]
 WINGS = {
     "corpus": "documents shards source dataset loader",
     "generation": "params scheduler capacity decoder sampling engine text",

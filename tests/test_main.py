@@ -67,6 +67,14 @@ def test_convert_writes_a_gguf_file(folder, tmp_path):
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["m.gguf"]
 
 
+def test_convert_adds_a_card(folder, tmp_path):
+    assert run("convert", folder, tmp_path / "poet", "--card").returncode == 0
+    card = (tmp_path / "poet" / "README.md").read_text()
+    assert "# poet\n" in card and 'gpt2_mlx.load("poet")' in card
+    done = run("convert", folder, tmp_path / "poet.gguf", "--card")
+    assert done.returncode == 2 and "--card writes README.md into a folder" in done.stderr
+
+
 def test_convert_overwrites_nothing(folder, tmp_path):
     (tmp_path / "mine").write_text("precious")
     for there in (tmp_path, tmp_path / "mine"):

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from .. import checkpoint, cli, device, pretrained
+from .. import card, checkpoint, cli, device, pretrained
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,8 @@ class Convert:
     quantize: Literal[8, 4] | None = None
     """Round the matrices to 8 or 4 bits per weight. mlx_lm opens such a folder, transformers does not. In a GGUF file
     these are Q8_0 and Q4_0."""
+    card: bool = False
+    """Add a model card to the folder, README.md: what the model is and learned from, its losses, how to load it."""
 
 
 def main() -> None:
@@ -37,8 +39,12 @@ def main() -> None:
 
 def _write_folder(flags: Convert) -> str:
     """Write a checkpoint folder and return its type and size in words."""
-    model = checkpoint.load(pretrained.find(flags.source), flags.dtype, flags.quantize)
+    folder = pretrained.find(flags.source)
+    model = checkpoint.load(folder, flags.dtype, flags.quantize)
+    files = card.files(flags.source, folder, flags.out.name, model.quantization) if flags.card else {}
     checkpoint.save(flags.out, model)
+    for name, content in files.items():
+        (flags.out / name).write_bytes(content)
     bits = f", matrices in {model.quantization['bits']} bits" if model.quantization else ""
     return f"{_name(model.dtype)}{bits}, {_megabytes(flags.out / 'model.safetensors')}"
 
@@ -47,6 +53,8 @@ def _write_gguf(flags: Convert) -> str:
     """The same for a GGUF file."""
     from .. import gguf  # here, since its package takes a quarter of a second
 
+    if flags.card:
+        raise ValueError(f"--card writes README.md into a folder, but {flags.out} is a file")
     if flags.quantize and flags.dtype:
         raise ValueError(f"--dtype is {flags.dtype}, but --quantize {flags.quantize} is the type of a GGUF's matrices")
     folder = pretrained.find(flags.source)
