@@ -98,19 +98,19 @@ class KVCache:
             for array in arrays:
                 array[target, :, :length] = array[source, :, :length]
 
-    def read(self, slot: int, length: int) -> list[mx.array]:
-        """A copy of the first `length` tokens of a slot, for `write`."""
-        parts = [mx.contiguous(array[slot, :, :length]) for array in self.state()]
+    def read(self, slot: int, start: int, end: int) -> list[mx.array]:
+        """A copy of the tokens of a slot from `start` up to `end`, for `write`."""
+        parts = [mx.contiguous(array[slot, :, start:end]) for array in self.state()]
         mx.eval(parts)
         return parts
 
-    def write(self, slot: int, parts: list[mx.array]) -> None:
-        """Have a slot begin with what `read` gave."""
-        length = parts[0].shape[1]
-        self._reserve(slot + 1, length)
+    def write(self, slot: int, start: int, parts: list[mx.array]) -> None:
+        """Have a slot hold what `read` gave, from `start` on."""
+        end = start + parts[0].shape[1]
+        self._reserve(slot + 1, end)
         for arrays, own in ((self.keys, parts[: len(self.keys)]), (self.values, parts[len(self.keys) :])):
             for array, part in zip(arrays, own):
-                array[slot, :, :length] = part
+                array[slot, :, start:end] = part
 
     def state(self) -> list[mx.array]:
         """All arrays, to be evaluated."""

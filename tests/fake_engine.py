@@ -10,6 +10,7 @@ from patience import PATIENCE
 
 from gpt2_mlx import tokenizer
 from gpt2_mlx.generation.engine import Output, Token
+from gpt2_mlx.generation.prefixes import PrefixCounts
 from gpt2_mlx.serving import worker
 from gpt2_mlx.serving.messages import Loaded, NotLoaded
 
@@ -39,6 +40,8 @@ class FakeEngine:
         self.prompts, self.noted = [], 0  # that came, and how many of them with the wish for their numbers
         self.killed = threading.Event()
         self.dies_at = None  # the step at which the process dies by itself
+        self.found = 0  # tokens of each prompt that it claims to have found
+        self.prefix_counts = PrefixCounts()  # what it claims next
 
     def begin(self, on_pass):
         """The engine of another process, which knows nothing of the last one's work."""
@@ -94,7 +97,7 @@ class FakeEngine:
         if params.prompt_logprobs and not n:
             context = prompt[-self.block_size :]
             noted = (Token(context[0]), *(self._token(token, params) for token in context[1:]))
-        return Output(id, tokens, noted, "length" if done else None)
+        return Output(id, tokens, noted, "length" if done else None, found=self.found)
 
     def _token(self, id, params):
         if params.logprobs is None:
@@ -107,6 +110,10 @@ class FakeEngine:
         else:
             self.checkpoint = checkpoint
             self.news.append(Loaded(checkpoint))
+
+    def take_prefix_counts(self):
+        counts, self.prefix_counts = self.prefix_counts, PrefixCounts()
+        return counts
 
     def take_news(self):
         news, self.news = self.news, []

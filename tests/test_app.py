@@ -13,6 +13,7 @@ from fake_engine import POISON, FakeEngine
 from patience import PATIENCE, eventually
 from served import http
 
+from gpt2_mlx.generation.prefixes import PrefixCounts
 from gpt2_mlx.serving import app
 from gpt2_mlx.serving.config import ServeConfig
 from gpt2_mlx.serving.limits import MAX_BODY
@@ -160,6 +161,15 @@ def test_other_origins_are_answered_only_if_asked(open_client):
     assert opened.get("/health", headers=ask).headers["access-control-allow-origin"] == "https://a.example"
     assert opened.request("OPTIONS", SENTENCE, headers=ask).status_code == 200
     check_error(opened.get("/health", headers=ask | {"origin": "https://b.example"}), 403)
+
+
+def test_metrics_of_the_prefix_cache(client):
+    for hits in (3, 0, 4):
+        client.fake.prefix_counts = PrefixCounts(hits, 2, 1000 + hits)
+        client.sentence(max_tokens=1)
+    text = client.get("/metrics").text
+    for line in ("hits_total 7.0", "misses_total 6.0", "bytes 1004.0"):
+        assert f"gpt2_prefix_cache_{line}" in text
 
 
 def test_metrics(client):

@@ -15,7 +15,8 @@ def test_a_sentence_begins_with_its_prompt(client):
     answer = client.sentence("Say:", max_tokens=7)
     assert answer["completed_sentence"] == "Say:" + text_of(7)
     assert answer["finish_reason"] == "length"
-    assert answer["usage"] == {"prompt_tokens": 2, "completion_tokens": 7, "total_tokens": 9}
+    details = {"prompt_tokens_details": {"cached_tokens": 0}}
+    assert answer["usage"] == {"prompt_tokens": 2, "completion_tokens": 7, "total_tokens": 9} | details
     assert "completed_sentences" not in answer and "logprobs" not in answer
 
 
@@ -94,7 +95,8 @@ def test_a_completion_has_openais_shape(client):
     answer = client.completion(model="whatever", user="me")
     assert answer["object"] == "text_completion" and answer["model"] == "verse"
     assert answer["id"].startswith("cmpl-") and isinstance(answer["created"], int)
-    assert answer["usage"] == {"prompt_tokens": 2, "completion_tokens": 16, "total_tokens": 18}
+    details = {"prompt_tokens_details": {"cached_tokens": 0}}
+    assert answer["usage"] == {"prompt_tokens": 2, "completion_tokens": 16, "total_tokens": 18} | details
     (choice,) = answer["choices"]
     expected = {"index": 0, "text": text_of(16), "logprobs": None, "finish_reason": "length", "slides": 0}
     assert choice == expected
@@ -158,6 +160,18 @@ def test_a_streamed_completion_equals_the_unstreamed(client, fields):
         if choice["logprobs"]:
             for name, values in choice["logprobs"].items():
                 assert [value for piece in pieces for value in piece["logprobs"][name]] == values
+
+
+def test_what_was_cached_of_each_prompt_counts_once(client):
+    client.fake.found = 128
+    try:
+        for n in (1, 3):
+            whole = client.completion(prompt=["Say:", "Sing"], n=n, max_tokens=2)
+            assert whole["usage"]["prompt_tokens_details"] == {"cached_tokens": 256}
+        *_, last = client.events(SENTENCE, {"text": "Say:", "n": 2})
+        assert last["usage"]["prompt_tokens_details"] == {"cached_tokens": 128}
+    finally:
+        client.fake.found = 0
 
 
 def test_a_stream_without_usage_has_none(client):

@@ -12,6 +12,7 @@ from mlx.utils import tree_map
 from gpt2_mlx.config import GPT2Config
 from gpt2_mlx.generation.engine import Engine
 from gpt2_mlx.generation.params import SamplingParams
+from gpt2_mlx.generation.prefixes import PrefixCounts
 from gpt2_mlx.model import GPT2
 from gpt2_mlx.serving.engines import MAX_ENGINES, Engines, Full, TooLarge
 from gpt2_mlx.serving.messages import Loaded, NotLoaded, NotTaken
@@ -81,6 +82,14 @@ def alone(folder: Path) -> list[int]:
 def iter_outputs(engine: Engine):
     while engine.has_work:
         yield from engine.step()
+
+
+def test_what_prefixes_did_is_told_once_for_all_engines(engines):
+    for folder, hits in ((OLD, 2), (NEW, 3)):
+        add(engines, folder)
+        finish(engines)
+        engines._engines[folder].prefixes.take_counts = iter([PrefixCounts(hits, 1, 10 * hits)]).__next__
+    assert engines.take_prefix_counts() == PrefixCounts(5, 2, 50)
 
 
 def test_a_swap_leaves_what_was_begun_to_the_old_checkpoint(engines):

@@ -13,7 +13,7 @@ GROUND = ["blas", "config", "cli", "files", "folders", "tokenizer", "device", "i
 TRUNK = ["model", "kv_cache", "layout", "checkpoint", "pretrained", "gguf", "plot", "card"]
 WINGS = {
     "corpus": "documents shards source dataset loader",
-    "generation": "params scheduler capacity decoder sampling engine text",
+    "generation": "params scheduler capacity prefixes prefill decoder sampling engine text",
     "training": "config loss optim ranks precision evaluation hellaswag progress report memory step plan trainer settle"
     " run track",
     "serving": "limits config answers errors fields schemas messages submission engines replay async_engine watch"

@@ -92,7 +92,7 @@ def test_a_long_prompt_is_read_in_chunks_beside_those_that_decode():
     short, long, other = sequence(0, 1), sequence(1, 1000, request=1), sequence(2, 1000, request=1)
     for s in (short, long, other):
         scheduler.add(s)
-    for cut in (256, 512, 768, 999):  # the last token is decoded
+    for cut in (*range(CHUNK, 999, CHUNK), 999):  # the last token is decoded
         prefill = schedule(scheduler)
         assert prefill[0] is long and scheduler.decoding == [short]
         long.cached += long.chunk

@@ -74,8 +74,8 @@ def _error_of_cached(head_dim: int, rows: tuple[tuple[int, int, int], ...], dtyp
     past = [normal(2, N_HEAD, start, head_dim) for start in starts]
     for slot, (keys, values) in zip(slots, past):
         stale = mx.full((N_HEAD, max(starts) + 100, head_dim), STALE, dtype)
-        cache.write(slot, [stale, stale])
-        cache.write(slot, [keys, values])
+        cache.write(slot, 0, [stale, stale])
+        cache.write(slot, 0, [keys, values])
     q, k, v = normal(3, S, N_HEAD, T, head_dim)
     y = cache.extend(slots, starts, counts, T).layers[0].attend(q, k, v, head_dim**-0.5)  # (S, H, T, D)
     errors = []

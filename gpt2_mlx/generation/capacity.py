@@ -7,14 +7,25 @@ from .. import device
 from ..config import GPT2Config
 from ..kv_cache import bucket
 from ..model import GPT2
+from .scheduler import CHUNK
 
 ROW_COUNTS = (1, 2, 4, 8, 16, 32)  # the numbers of rows, padding included, that one decoding pass may have
 
 
 def slots_that_fit(config: GPT2Config, dtype: mx.Dtype) -> int:
     """The number of slots that an eighth of the memory holds; at least 1, at most 32."""
-    slot = 2 * config.n_layer * config.n_embd * bucket(config.block_size + 1) * dtype.size
-    return min(32, max(1, device.memory() // 8 // slot))
+    return min(32, max(1, device.memory() // 8 // _size(config, dtype, bucket(config.block_size + 1))))
+
+
+def prefixes_that_fit(config: GPT2Config, dtype: mx.Dtype, mb: int | None = None) -> int:
+    """The number of blocks of prompts that so many MB of 10^6 bytes hold; by default 1 GB or a 32nd of the memory."""
+    limit = min(10**9, device.memory() // 32) if mb is None else mb * 10**6
+    return limit // _size(config, dtype, CHUNK)
+
+
+def _size(config: GPT2Config, dtype: mx.Dtype, n_tokens: int) -> int:
+    """The bytes of so many tokens' keys and values."""
+    return 2 * config.n_layer * config.n_embd * n_tokens * dtype.size
 
 
 def equal_row_counts(model: GPT2) -> tuple[int, ...]:

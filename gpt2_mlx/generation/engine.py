@@ -8,14 +8,15 @@ import mlx.core as mx
 import numpy as np
 
 from .. import device, tokenizer
-from ..kv_cache import KVCache, bucket
+from ..kv_cache import KVCache
 from ..model import GPT2
 from .decoder import Decoder, head
 from .params import SamplingParams
+from .prefill import WIDTHS, Prefill
+from .prefixes import Prefixes
 from .sampling import penalised, sample, uniform
-from .scheduler import CHUNK, Scheduler, Sequence
+from .scheduler import Scheduler, Sequence
 
-WIDTHS = (8, 16, 24, 32, 48, 64, 96, 128, 192, CHUNK)  # a prefill chunk is padded to one of these lengths
 WAYS = ({}, {"temperature": 0}, {"top_k": 0}, {"top_k": 0, "top_p": 0.9}, {"logprobs": 5}, {"presence_penalty": 1})
 _ids = itertools.count()  # ids of sequences, unique in the process, also across engines
 
@@ -38,6 +39,7 @@ class Output:
     prompt: tuple[Token, ...] = ()  # the prompt's tokens, with the first output, where params.prompt_logprobs is set
     finish_reason: str | None = None  # "stop" (the model ended the text), "length", or None while the text goes on
     slides: int = 0  # how often the window was moved on
+    found: int = 0  # tokens of the prompt whose keys and values were kept from an earlier one
 
 
 class Engine:
@@ -50,13 +52,25 @@ class Engine:
         model: evaluated, and used by this thread alone.
         n_slots: the largest number of sequences that run at once; the others wait.
         on_pass: called before each forward pass with the ids of its sequences and the number of its tokens.
+        n_prefixes: the largest number of blocks of prompts to keep for prompts that begin as these did.
+
+    Attributes:
+        prefixes: the blocks that are kept.
     """
 
-    def __init__(self, model: GPT2, n_slots: int = 16, on_pass: Callable[[list[int], int], None] = lambda *_: None):
+    def __init__(
+        self,
+        model: GPT2,
+        n_slots: int = 16,
+        on_pass: Callable[[list[int], int], None] = lambda *_: None,
+        n_prefixes: int = 0,
+    ):
         self.model = model
+        self.prefixes = Prefixes(n_prefixes)
         self._on_pass = on_pass
         self.block_size, self.vocab_size = model.config.block_size, model.config.vocab_size
         self._cache = KVCache(model.config, n_slots, model.dtype)
+        self._prefill = Prefill(model, self._cache, self.prefixes, on_pass)
         self._decoder = Decoder(model, self._cache)
         self._scheduler = Scheduler(n_slots)
         self._sequences: dict[int, Sequence] = {}
@@ -94,13 +108,14 @@ class Engine:
     def step(self) -> list[Output]:
         """Let every running sequence read a chunk of its prompt or draw a token."""
         if parked := self._scheduler.make_room():
-            parked.parked = self._cache.read(parked.slot, parked.cached)
+            parked.parked = self._cache.read(parked.slot, 0, parked.cached)
         for sequence in self._scheduler.admit():
             if sequence.parked:
-                self._cache.write(sequence.slot, sequence.parked)
+                self._cache.write(sequence.slot, 0, sequence.parked)
                 sequence.parked = None
-        for group in self._prefill_groups(self._scheduler.prefill()):
-            self._prefill(group)
+        for sequence, hidden in self._prefill.read(self._scheduler.prefill(), self._scheduler.running.values()):
+            if sequence.params.prompt_logprobs and not sequence.slides:
+                self._note_prompt(sequence, hidden)
         return self._decode(self._scheduler.decoding)
 
     def warm_up(self) -> None:
@@ -127,41 +142,6 @@ class Engine:
     def _finish(self, sequence: Sequence, reason: str) -> None:
         self._scheduler.finish(sequence, reason)
         self._sequences.pop(sequence.id, None)
-
-    def _prefill_groups(self, sequences: list[Sequence]) -> list[list[Sequence]]:
-        """Sequences to prefill together: on a GPU those of one shape; on a CPU each alone, or its bits would change."""
-        groups: dict = {}
-        taken: list[Sequence] = []
-        for sequence in sequences:
-            self._share_prefill(sequence)
-            if sequence.is_decoding or any(_can_share(sequence, other) for other in taken):
-                continue  # in a later step it copies what the other reads now
-            taken.append(sequence)
-            shape = _width(sequence.chunk), bucket(sequence.cached + sequence.chunk)
-            groups.setdefault(shape if device.on_gpu() else sequence.id, []).append(sequence)
-        return list(groups.values())
-
-    def _share_prefill(self, sequence: Sequence) -> None:
-        """Copy what another slot holds of the same prompt."""
-        for other in self._scheduler.running.values():
-            if _can_share(sequence, other) and other.cached > sequence.cached:
-                n = min(other.cached, len(sequence.context) - 1)
-                self._cache.copy(other.slot, sequence.slot, n)
-                sequence.cached = n
-
-    def _prefill(self, sequences: list[Sequence]) -> None:
-        """Read the next chunk of each context; all chunks are padded to one width."""
-        slots, starts, counts = zip(*((s.slot, s.cached, s.chunk) for s in sequences))
-        width = _width(max(counts))
-        self._on_pass([s.id for s in sequences], sum(counts))
-        chunks = [s.context[s.cached : s.cached + n] + [0] * (width - n) for s, n in zip(sequences, counts)]
-        view = self._cache.extend(list(slots), starts, counts, width)
-        hidden = self.model.hidden(mx.array(chunks), cache=view)  # (B, T, C)
-        mx.eval(self._cache.state())
-        for row, sequence, n in zip(hidden, sequences, counts):
-            sequence.cached += n
-            if sequence.params.prompt_logprobs and not sequence.slides:
-                self._note_prompt(sequence, row[:n])
 
     def _decode(self, sequences: list[Sequence]) -> list[Output]:
         """Draw a token for each of the sequences, and end those that are complete."""
@@ -191,7 +171,7 @@ class Engine:
             sequence.append(token.id)
             reason = "length" if len(sequence.generated) == sequence.params.max_tokens else None
         prompt, sequence.noted_prompt = tuple(sequence.noted_prompt), []
-        output = Output(sequence.id, tokens, prompt, reason, sequence.slides)
+        output = Output(sequence.id, tokens, prompt, reason, sequence.slides, sequence.found)
         if reason:
             self._finish(sequence, reason)
         return output
@@ -202,19 +182,6 @@ class Engine:
         logits = head(self.model, hidden)
         log_p = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
         sequence.noted_prompt += [_token(row, id, sequence.params) for row, id in zip(np.array(log_p), following)]
-
-
-def _width(n: int) -> int:
-    return next(width for width in WIDTHS if width >= n)
-
-
-def _can_share(sequence: Sequence, other: Sequence) -> bool:
-    """Whether a sequence may copy what another has read: both have the same prompt, and neither window has moved."""
-    return (
-        sequence is not other
-        and sequence.prompt == other.prompt
-        and not (sequence.slides or other.slides or sequence.params.prompt_logprobs)
-    )
 
 
 def _token(log_p: np.ndarray, id: int, params: SamplingParams) -> Token:

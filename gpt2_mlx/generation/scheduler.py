@@ -7,7 +7,7 @@ from typing import Any
 
 from .params import SamplingParams
 
-CHUNK = 256  # a context is read in chunks of this many tokens, cut at fixed places
+CHUNK = 128  # a context is read in chunks of this many tokens, cut at fixed places
 
 
 class Status(Enum):
@@ -34,6 +34,7 @@ class Sequence:
     parked: Any = None  # what its slot held, while another sequence has the slot
     context: list[int] = field(default_factory=list)
     cached: int = 0
+    found: int = 0  # tokens of the prompt whose keys and values were kept from an earlier one
     generated: list[int] = field(default_factory=list)
     slides: int = 0  # how often the window was moved on
     finish_reason: str | None = None  # "stop", "length" or "cancelled"
@@ -47,6 +48,11 @@ class Sequence:
     def chunk(self) -> int:
         """The number of tokens to prefill next: up to the next fixed cut."""
         return min(len(self.context) - 1 - self.cached, CHUNK - self.cached % CHUNK)
+
+    @property
+    def ahead(self) -> list[int]:
+        """The tokens that the slot will hold once the next chunk is read."""
+        return self.context[: self.cached + self.chunk]
 
     @property
     def is_decoding(self) -> bool:
@@ -74,7 +80,7 @@ class Scheduler:
         prefill_budget: the largest number of prompt tokens that a step reads, so that long prompts do not stall others.
     """
 
-    def __init__(self, n_slots: int, prefill_budget: int = 2 * CHUNK):
+    def __init__(self, n_slots: int, prefill_budget: int = 4 * CHUNK):
         self.waiting: dict[int, Sequence] = {}  # by id
         self.running: dict[int, Sequence] = {}  # by slot
         self.prefill_budget = prefill_budget

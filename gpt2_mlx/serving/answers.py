@@ -12,8 +12,14 @@ class _Answer(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
 
 
+class PromptTokensDetails(_Answer):
+    cached_tokens: int
+    """Tokens of prompts that were read for an earlier request, and not read again."""
+
+
 class Usage(_Answer):
     prompt_tokens: int
+    prompt_tokens_details: PromptTokensDetails
     completion_tokens: int
     total_tokens: int
 

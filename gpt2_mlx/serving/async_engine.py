@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from ..generation.prefixes import PrefixCounts
 from . import messages
 from .messages import Add, Cancel, Loaded, NotLoaded, NotTaken, Pass, Step, Swap
 from .replay import Jobs
@@ -34,7 +35,7 @@ class AsyncEngine:
         max_queue: the largest number of sequences that wait for a slot; one request may go beyond it by what it brings.
 
     Attributes:
-        on_step: called after a step with the number of its sequences.
+        on_step: called after a step with the number of its sequences and what the prefix cache did.
         on_restart: called when another process is started.
         checkpoint: the folder of the checkpoint that answers where none is named.
         n_running: the sequences that have a slot.
@@ -43,7 +44,7 @@ class AsyncEngine:
 
     def __init__(self, launch: Callable[[Path], subprocess.Popen], checkpoint: Path, max_queue: int):
         self.checkpoint, self.max_queue = checkpoint, max_queue
-        self.on_step: Callable[[int], None] = lambda _: None
+        self.on_step: Callable[[int, PrefixCounts], None] = lambda *_: None
         self.on_restart: Callable[[], None] = lambda: None
         self.failure: str | None = None
         self.n_running = 0
@@ -206,8 +207,8 @@ class AsyncEngine:
             case NotLoaded(checkpoint, reason):
                 self.swapping = None
                 log.error("%s could not be loaded: %s", checkpoint, reason)
-            case Step(outputs, n_running):
-                self.on_step(n_running + sum(output.finish_reason is not None for output in outputs))
+            case Step(outputs, n_running, prefixes):
+                self.on_step(n_running + sum(output.finish_reason is not None for output in outputs), prefixes)
                 self.n_running = n_running
                 for submission, event in filter(None, map(self._jobs.take, outputs)):
                     submission.put(event)

@@ -67,6 +67,7 @@ class Choice:
         self.index = index
         self.prompt = prompt
         self.n_tokens = 0
+        self.n_found = 0  # tokens of the prompt that the prefix cache had
         self.last_at: float | None = None  # when its last token came, on the monotonic clock
         self._deltas: list[Delta] = []
         self._encoding = encoding
@@ -86,6 +87,7 @@ class Choice:
 
     def take(self, output: Output) -> Delta:
         """What an Output adds: the text that is certain, and the notes of the tokens that begin in it."""
+        self.n_found = output.found
         text = self._prompt_text(output)
         for token in output.tokens:
             self.n_tokens += 1

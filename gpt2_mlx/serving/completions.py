@@ -14,7 +14,15 @@ from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse
 
-from .answers import CompletionAnswer, CompletionChoice, SentenceAnswer, SentenceEvent, Usage, answer
+from .answers import (
+    CompletionAnswer,
+    CompletionChoice,
+    PromptTokensDetails,
+    SentenceAnswer,
+    SentenceEvent,
+    Usage,
+    answer,
+)
 from .async_engine import AsyncEngine
 from .choice import Choice, Delta, EncodedPrompt
 from .errors import ApiError
@@ -78,7 +86,14 @@ class Generation:
     @property
     def usage(self) -> Usage:
         prompt, completion = sum(len(p.ids) for p in self.prompts), sum(c.n_tokens for c in self.choices)
-        return Usage(prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion)
+        # The first sample of a prompt reads it; the others get it from the first.
+        details = PromptTokensDetails(cached_tokens=sum(c.n_found for c in self.choices[:: self.request.n]))
+        return Usage(
+            prompt_tokens=prompt,
+            prompt_tokens_details=details,
+            completion_tokens=completion,
+            total_tokens=prompt + completion,
+        )
 
     async def deltas(self) -> AsyncIterator[tuple[Choice, Delta]]:
         """What every choice gains, until all have ended.

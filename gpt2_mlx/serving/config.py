@@ -21,6 +21,9 @@ class ServeConfig(LoadConfig):
     max_batch_size: int | None = None
     """Sequences that run at once; each has a slot in the cache (80 MB for 124M in float32). Default: as many as an
     eighth of the memory holds, at most 32."""
+    prefix_cache_mb: int | None = None
+    """MB of memory for keys and values of prompts that were read, for prompts that begin as these did; 0 is off. Each
+    checkpoint in memory has so much. Default: a 32nd of the memory, at most 1000."""
     max_queue: int = 256
     """Sequences that may wait for a slot; beyond it requests get 429."""
     api_key: str | None = None
@@ -38,6 +41,7 @@ class ServeConfig(LoadConfig):
         limits = {
             "port": (0, 65_535),
             "max_batch_size": (1, 1024),
+            "prefix_cache_mb": (0, 1_000_000),
             "max_queue": (1, 1_000_000),
             "drain_seconds": (1, 86_400),
         }

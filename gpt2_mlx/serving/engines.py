@@ -11,6 +11,7 @@ from .. import checkpoint as checkpoints
 from .. import device
 from ..generation.engine import Engine, Output
 from ..generation.params import SamplingParams
+from ..generation.prefixes import PrefixCounts
 from ..model import GPT2
 from .messages import Loaded, NotLoaded, NotTaken
 
@@ -117,6 +118,11 @@ class Engines:
         path = busy[self._n_steps % len(busy)]
         self._used[path] = time.monotonic()
         return self._engines[path].step()
+
+    def take_prefix_counts(self) -> PrefixCounts:
+        """What the engines' prefixes did since the last call."""
+        counts = [engine.prefixes.take_counts() for engine in self._engines.values()]
+        return PrefixCounts(*map(sum, zip(*counts)))
 
     def warm_up(self) -> None:
         """Warm up the engine that answers; those that come later run the same shapes."""

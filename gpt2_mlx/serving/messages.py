@@ -8,6 +8,7 @@ from typing import Any, BinaryIO
 
 from ..generation.engine import Output
 from ..generation.params import SamplingParams
+from ..generation.prefixes import PrefixCounts
 
 LENGTH = struct.Struct(">I")  # of a message in bytes
 
@@ -66,10 +67,11 @@ class Pass:
 
 @dataclass(frozen=True)
 class Step:
-    """What a step brought, and how many sequences have a slot after it."""
+    """What a step brought, how many sequences have a slot after it, and what the prefix cache did since the last."""
 
     outputs: list[Output]
     n_running: int
+    prefixes: PrefixCounts
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .. import checkpoint
+from ..generation.prefixes import PrefixCounts
 from .async_engine import AsyncEngine
 from .errors import ApiError
 
@@ -49,17 +50,30 @@ class Telemetry:
             **made,
         )
         self.batch_size = Histogram("gpt2_batch_size", "Sequences in a step", buckets=_ROWS, **made)
+        self.prefix_hits = Counter(
+            "gpt2_prefix_cache_hits", "Blocks of prompts that were found in the prefix cache", **made
+        )
+        self.prefix_misses = Counter(
+            "gpt2_prefix_cache_misses", "Blocks that had to be computed, which the prefix cache then took", **made
+        )
+        self.prefix_bytes = Gauge("gpt2_prefix_cache_bytes", "Bytes of the blocks in the prefix cache", **made)
         self.restarts = Counter("gpt2_engine_restarts", "Processes of the engine that took another's place", **made)
 
     def watch(self, engine: AsyncEngine) -> None:
         """Count the engine's steps and restarts, and add the gauges that read its state."""
-        engine.on_step, engine.on_restart = self.batch_size.observe, self.restarts.inc
+        engine.on_step, engine.on_restart = self._note_step, self.restarts.inc
         waiting = Gauge("gpt2_queue_depth", "Sequences that wait for a slot", registry=self.registry)
         waiting.set_function(lambda: engine.n_waiting)
         running = Gauge("gpt2_running", "Sequences that have a slot", registry=self.registry)
         running.set_function(lambda: engine.n_running)
         step = Gauge("gpt2_checkpoint_step", "Training step of the checkpoint that answers", registry=self.registry)
         step.set_function(lambda: _step(engine.checkpoint))
+
+    def _note_step(self, n_sequences: int, prefixes: PrefixCounts) -> None:
+        self.batch_size.observe(n_sequences)
+        self.prefix_hits.inc(prefixes.hits)
+        self.prefix_misses.inc(prefixes.misses)
+        self.prefix_bytes.set(prefixes.n_bytes)
 
     def text(self) -> bytes:
         """All metrics, in the text format of Prometheus."""

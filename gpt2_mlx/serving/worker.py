@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from .. import device, folders
-from ..generation.capacity import slots_that_fit
+from ..generation.capacity import prefixes_that_fit, slots_that_fit
 from ..generation.engine import Engine
 from . import messages
 from .config import ServeConfig
@@ -53,7 +53,8 @@ def main() -> None:
 
         def make(model) -> Engine:
             slots = config.max_batch_size or slots_that_fit(model.config, model.dtype)
-            return Engine(model, slots, on_pass)
+            n_prefixes = prefixes_that_fit(model.config, model.dtype, config.prefix_cache_mb)
+            return Engine(model, slots, on_pass, n_prefixes)
 
         return Engines(lambda folder: loading(folder, dtype, config.quantize, make), checkpoint)
 
@@ -101,7 +102,7 @@ def run(build: Callable[..., Engines], checkpoint: Path, source: BinaryIO, sink:
             tell(message)
         if outputs or engines.n_running != n_running:
             n_running = engines.n_running
-            tell(Step(outputs, n_running))
+            tell(Step(outputs, n_running, engines.take_prefix_counts()))
 
 
 def _read(source: BinaryIO, inbox: queue.SimpleQueue) -> None:
