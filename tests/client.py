@@ -16,7 +16,7 @@ from patience import PATIENCE, eventually
 
 from gpt2_mlx.serving import app
 from gpt2_mlx.serving.async_engine import AsyncEngine
-from gpt2_mlx.serving.completions import Service
+from gpt2_mlx.serving.service import Service
 from gpt2_mlx.serving.telemetry import Telemetry
 
 SENTENCE, COMPLETIONS = "/complete-sentence", "/v1/completions"
@@ -95,6 +95,7 @@ class Client:
 
     def close(self) -> None:
         self.fake.gate.set()
+        self.await_(self.service.examiner.stop())
         self.await_(self.engine.stop())
         self.loop.call_soon_threadsafe(self.loop.stop)
         self.thread.join(PATIENCE)

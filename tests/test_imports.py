@@ -13,11 +13,12 @@ GROUND = ["blas", "config", "cli", "files", "folders", "tokenizer", "device", "i
 TRUNK = ["model", "kv_cache", "layout", "checkpoint", "pretrained", "gguf", "plot", "card"]
 WINGS = {
     "corpus": "documents shards source dataset loader",
-    "generation": "params scheduler capacity prefixes prefill decoder sampling engine text",
+    "generation": "params scheduler constraints capacity prefixes prefill decoder sampling engine text",
     "training": "config loss optim ranks precision evaluation hellaswag progress report memory step plan trainer settle"
     " run track",
-    "serving": "limits config answers errors fields schemas messages submission engines replay async_engine watch"
-    " telemetry worker served_run choice completions intake tokens guard app connections server openapi docs pages",
+    "serving": "limits config answers errors fields formats schemas messages submission examiner engines replay"
+    " async_engine watch telemetry worker served_run service choice completions intake tokens guard app connections"
+    " server openapi docs pages",
     "doctor": "reference chips finding tolerance specimens mathematics attention steps draws texts footprint storage"
     " speed machine examination",
 }

@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from gpt2_mlx.generation.params import Constraint
 from gpt2_mlx.serving import limits, schemas
 from gpt2_mlx.serving.errors import ApiError
 from gpt2_mlx.serving.schemas import CompletionRequest, SentenceRequest
@@ -18,6 +19,10 @@ def completion(**fields) -> CompletionRequest:
     return schemas.parse(CompletionRequest, json.dumps(COMPLETION | fields).encode())
 
 
+def schema_of(**fields) -> dict:
+    return {"type": "json_schema", "json_schema": {"name": "person", "schema": {"type": "object"}} | fields}
+
+
 SHARED_MISTAKES = [
     ("max_tokens", [-1, "5", 5.0, True, 10**30, [], limits.MAX_TOKENS + 1]),
     ("temperature", [-0.1, 2.1, "1", float("nan"), float("inf"), True]),
@@ -29,6 +34,22 @@ SHARED_MISTAKES = [
     ("seed", [-1, 2**63, 0.5, "1"]),
     ("stop", [5, [5], "", [""], ["a"] * 5, "x" * 257, {}]),
     ("stream", ["true", 1, 0]),
+    ("response_format", ["json", [], {"type": "json_schema"}, {"type": "text", "json_schema": {"name": "a"}}]),
+    ("response_format.type", [{}, {"type": "xml"}, {"type": "structural_tag"}, {"type": 1}]),
+    ("response_format.schema", [{"type": "json_object", "schema": {}}]),
+    ("response_format.json_schema.name", [schema_of(name="a b"), schema_of(name="x" * 65), schema_of(name=None)]),
+    ("response_format.json_schema.schema", [schema_of(schema=5), schema_of(schema="{}"), schema_of(schema=[])]),
+    ("response_format.json_schema.strict", [schema_of(strict="yes")]),
+    ("response_format.json_schema.more", [schema_of(more=1)]),
+    ("structured_outputs", ["x", {}, {"json_object": False}, {"regex": "a", "choice": ["a"]}, {"json": "{"}]),
+    ("structured_outputs", [{"json": "[1]"}, {"json": "[" * 2000}, {"json": '{"a":' * 2000 + "1" + "}" * 2000}]),
+    ("structured_outputs.json_object", [{"json_object": 1}]),
+    ("structured_outputs.regex", [{"regex": 5}, {"regex": "x" * (limits.MAX_CONSTRAINT_CHARS + 1)}]),
+    ("structured_outputs.choice", [{"choice": []}, {"choice": "ab"}, {"choice": ["a"] * (limits.MAX_CHOICES + 1)}]),
+    ("structured_outputs.choice.1", [{"choice": ["a", 1]}, {"choice": ["a", ""]}]),
+    ("structured_outputs.grammar", [{"grammar": ["a"]}]),
+    ("structured_outputs.structural_tag", [{"structural_tag": "x"}]),
+    ("structured_outputs.whitespace_pattern", [{"regex": "a", "whitespace_pattern": " "}]),
     ("logprobs", [-1, 6, True, "1"]),
     ("best", [1, None]),
     ("", [1]),
@@ -163,6 +184,49 @@ def test_what_openais_clients_send_for_openai_changes_nothing():
     assert request.stream_options.include_usage is False
 
 
+ANY = Constraint("json_schema", '{"type": "object"}')
+PERSON = {"type": "object", "properties": {"zeal": {"const": None}, "age": {"type": "integer"}}}
+
+
+@pytest.mark.parametrize("parse", [sentence, completion])
+@pytest.mark.parametrize(
+    ("fields", "name", "expected"),
+    [
+        ({"response_format": {"type": "text"}}, None, None),
+        ({"response_format": {"type": "json_object"}}, "response_format.type", ANY),
+        (
+            {"response_format": schema_of(schema=PERSON, strict=True, description="a person")},
+            "response_format.json_schema.schema",
+            Constraint("json_schema", json.dumps(PERSON)),
+        ),
+        ({"response_format": schema_of(schema=None)}, "response_format.json_schema.schema", ANY),
+        ({"structured_outputs": {"json_object": True, "regex": None}}, "structured_outputs.json_object", ANY),
+        (
+            {"structured_outputs": {"json": json.dumps(PERSON)}},
+            "structured_outputs.json",
+            Constraint("json_schema", json.dumps(PERSON)),
+        ),
+        ({"structured_outputs": {"regex": "a+"}}, "structured_outputs.regex", Constraint("regex", "a+")),
+        (
+            {"structured_outputs": {"choice": ["a", "b"]}, "response_format": {"type": "text"}},
+            "structured_outputs.choice",
+            Constraint("choice", '["a", "b"]'),
+        ),
+        ({"structured_outputs": {"grammar": "x"}}, "structured_outputs.grammar", Constraint("grammar", "x")),
+    ],
+)
+def test_what_the_text_must_be(parse, fields, name, expected):
+    request = parse(**fields)
+    assert request.constraint == (expected and (name, expected))
+    assert request.params(0).constraint == expected
+
+
+def test_two_fields_may_not_both_say_what_the_text_must_be():
+    with pytest.raises(ApiError) as caught:
+        completion(response_format={"type": "json_object"}, structured_outputs={"regex": "a"})
+    assert caught.value.param == "structured_outputs"
+
+
 # What would change the text and is not offered, as OpenAI, vLLM and llama.cpp call it.
 FOREIGN = [
     *("messages", "tools", "tool_choice", "parallel_tool_calls", "functions", "function_call", "reasoning_effort"),
@@ -170,6 +234,9 @@ FOREIGN = [
     *("min_tokens", "stop_token_ids", "bad_words", "ignore_eos", "use_beam_search", "length_penalty"),
     *("include_stop_str_in_output", "skip_special_tokens", "truncate_prompt_tokens", "prompt_logprobs", "cache_salt"),
     *("allowed_token_ids", "logits_processors", "return_token_ids", "structural_tag", "repeat_penalty", "n_predict"),
+    *("guided_json", "guided_regex", "guided_choice", "guided_grammar", "guided_decoding_backend"),
+    *("guided_whitespace_pattern", "guided_json_object", "grammar", "json_schema", "regex", "choice", "json", "ebnf"),
+    *("grammar_lazy", "grammar_triggers", "text_format", "format", "response_schema"),
     *("typical_p", "mirostat", "dynatemp_range", "dry_multiplier", "xtc_probability", "samplers", "cache_prompt"),
 ]
 

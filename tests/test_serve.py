@@ -6,8 +6,10 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import jsonschema
 import pytest
 from client import COMPLETIONS, SENTENCE
 from patience import PATIENCE, eventually
@@ -43,6 +45,45 @@ def test_the_door_serves_the_newest_run_and_ends_with_0_when_it_has_drained(tiny
         status, log = process.wait(PATIENCE), (folder / "log").read_text()
         assert status == 0, log
         assert all(json.loads(line)["request_id"] for line in log.splitlines())
+
+
+PERSON = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 8},
+        "age": {"type": "integer", "maximum": 150, "minimum": 0},
+    },
+    "required": ["name", "age"],
+    "additionalProperties": False,
+}
+
+
+def test_a_text_keeps_its_form_streamed_or_not_alone_or_in_company(tiny_run):
+    form = {"type": "json_schema", "json_schema": {"name": "person", "schema": PERSON, "strict": True}}
+    body = {"prompt": "KING", "max_tokens": 200, "seed": 1, "n": 3, "temperature": 1.5, "response_format": form}
+    free = {"prompt": "KING", "max_tokens": 40, "seed": 1}
+
+    def texts(body: dict) -> list[str]:
+        return [choice["text"] for choice in http.post(url + COMPLETIONS, json=body).json()["choices"]]
+
+    with begun(tiny_run.parents[1], "--max-batch-size", "4") as (_, url):
+        plain, whole = texts(free), texts(body)
+        assert len(set(whole)) == 3
+        for text in whole:
+            jsonschema.validate(json.loads(text), PERSON)
+        with ThreadPoolExecutor(8) as pool:
+            assert list(pool.map(texts, [body, free] * 4)) == [whole, plain] * 4
+        told = {0: "", 1: "", 2: ""}
+        with http.stream("POST", url + COMPLETIONS, json=body | {"stream": True}) as response:
+            for line in response.iter_lines():
+                if line.startswith("data: {"):
+                    (choice,) = json.loads(line[6:])["choices"]
+                    told[choice["index"]] += choice["text"]
+                    assert choice["finish_reason"] in (None, "stop")
+        assert list(told.values()) == whole
+        sentence = {"text": "To be? ", "structured_outputs": {"choice": ["Yes.", "No."]}, "seed": 1}
+        answer = http.post(url + SENTENCE, json=sentence).json()
+        assert answer["completed_sentence"] in ("To be? Yes.", "To be? No.") and answer["finish_reason"] == "stop"
 
 
 @pytest.mark.parametrize(

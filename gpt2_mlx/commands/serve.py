@@ -36,9 +36,9 @@ async def serve(config: ServeConfig, engine: AsyncEngine, path: Path, name: str,
     """Serve the run or the checkpoint at a path until a signal ends it."""
     from .. import tokenizer
     from ..serving import app, pages
-    from ..serving.completions import Service
     from ..serving.served_run import ServedRun
     from ..serving.server import Server
+    from ..serving.service import Service
     from ..serving.telemetry import Telemetry, configure_logging
     from ..serving.watch import watch
 
@@ -55,6 +55,7 @@ async def serve(config: ServeConfig, engine: AsyncEngine, path: Path, name: str,
     finally:
         if watching:
             watching.cancel()
+        await service.examiner.stop()
         await engine.stop()
 
 

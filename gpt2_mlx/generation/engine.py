@@ -3,9 +3,11 @@
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import mlx.core as mx
 import numpy as np
+from tiktoken import Encoding
 
 from .. import device, tokenizer
 from ..kv_cache import KVCache
@@ -14,8 +16,8 @@ from .decoder import Decoder, head
 from .params import SamplingParams
 from .prefill import WIDTHS, Prefill
 from .prefixes import Prefixes
-from .sampling import penalised, sample, uniform
-from .scheduler import Scheduler, Sequence
+from .sampling import constrained, penalised, sample, uniform
+from .scheduler import Scheduler, Sequence, Status
 
 WAYS = ({}, {"temperature": 0}, {"top_k": 0}, {"top_k": 0, "top_p": 0.9}, {"logprobs": 5}, {"presence_penalty": 1})
 _ids = itertools.count()  # ids of sequences, unique in the process, also across engines
@@ -37,9 +39,10 @@ class Output:
     id: int  # of the sequence
     tokens: tuple[Token, ...]  # the new tokens, without <|endoftext|>
     prompt: tuple[Token, ...] = ()  # the prompt's tokens, with the first output, where params.prompt_logprobs is set
-    finish_reason: str | None = None  # "stop" (the model ended the text), "length", or None while the text goes on
+    finish_reason: str | None = None  # "stop" (the text came to its end), "length", or None while the text goes on
     slides: int = 0  # how often the window was moved on
     found: int = 0  # tokens of the prompt whose keys and values were kept from an earlier one
+    failure: str | None = None  # why the text cannot go on, if its constraint cannot be followed
 
 
 class Engine:
@@ -53,6 +56,7 @@ class Engine:
         n_slots: the largest number of sequences that run at once; the others wait.
         on_pass: called before each forward pass with the ids of its sequences and the number of its tokens.
         n_prefixes: the largest number of blocks of prompts to keep for prompts that begin as these did.
+        encoding: the tokenizer, for constraints.
 
     Attributes:
         prefixes: the blocks that are kept.
@@ -64,6 +68,7 @@ class Engine:
         n_slots: int = 16,
         on_pass: Callable[[list[int], int], None] = lambda *_: None,
         n_prefixes: int = 0,
+        encoding: Encoding | None = None,
     ):
         self.model = model
         self.prefixes = Prefixes(n_prefixes)
@@ -74,6 +79,7 @@ class Engine:
         self._decoder = Decoder(model, self._cache)
         self._scheduler = Scheduler(n_slots)
         self._sequences: dict[int, Sequence] = {}
+        self._encoding = encoding
 
     def add(self, prompt: list[int], params: SamplingParams, id: int | None = None, request: int | None = None) -> int:
         """Queue a sequence and return its id.
@@ -147,6 +153,8 @@ class Engine:
         """Draw a token for each of the sequences, and end those that are complete."""
         outputs = [self._output(s, None) for s in sequences if s.params.max_tokens == 0]
         sequences = [s for s in sequences if s.params.max_tokens]
+        outputs += [output for s in sequences if s.params.constraint and (output := self._follow(s))]
+        sequences = [s for s in sequences if s.status is Status.RUNNING]
         if not sequences:
             return outputs
         self._on_pass([s.id for s in sequences], len(sequences))
@@ -155,7 +163,7 @@ class Engine:
         if any(s.params.logprobs is not None for s in sequences):
             log_p = logits - mx.logsumexp(logits, axis=-1, keepdims=True)  # (B, V)
         draws = [uniform(s.params.seed, len(s.generated)) for s in sequences]
-        ids = sample(penalised(logits, sequences), sequences, draws)
+        ids = sample(constrained(penalised(logits, sequences), sequences), sequences, draws)
         mx.eval(ids, log_p, self._cache.state())  # at once: the device works without a pause
         for sequence in sequences:
             sequence.cached += 1
@@ -170,11 +178,32 @@ class Engine:
             tokens = (token,)
             sequence.append(token.id)
             reason = "length" if len(sequence.generated) == sequence.params.max_tokens else None
+            if sequence.matcher:
+                sequence.matcher.add(token.id)
+                reason = "stop" if sequence.matcher.is_complete else reason
         prompt, sequence.noted_prompt = tuple(sequence.noted_prompt), []
         output = Output(sequence.id, tokens, prompt, reason, sequence.slides, sequence.found)
         if reason:
             self._finish(sequence, reason)
         return output
+
+    def _follow(self, sequence: Sequence) -> Output | None:
+        """Find what a sequence's constraint allows next; an output that ends the sequence where that cannot be."""
+        try:
+            if not sequence.matcher:
+                self._on_pass([sequence.id], 1)  # if the process dies of it, this sequence is why
+                sequence.matcher = self._matchers.make(sequence.params.constraint)
+            sequence.allowed = sequence.matcher.allowed()
+        except ValueError as error:
+            self._finish(sequence, "failed")
+            return Output(sequence.id, (), failure=str(error))
+
+    @cached_property
+    def _matchers(self):
+        from .constraints import Matchers  # here, since its package takes 40 ms
+
+        assert self._encoding, "constraints need the tokenizer"
+        return Matchers(self._encoding, self.vocab_size)
 
     def _note_prompt(self, sequence: Sequence, hidden: mx.array) -> None:
         """Note the log-probabilities of the prompt's tokens that follow the n tokens just read: hidden (n, C)."""

@@ -5,7 +5,7 @@ The command line, Python and the service's requests take them from here.
 
 import functools
 from dataclasses import dataclass, field
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
 from annotated_types import Ge, Le
 from typing_extensions import Doc
@@ -32,6 +32,14 @@ PresencePenalty = Annotated[float, Ge(-2), Le(2), About("Subtracted from the log
 FrequencyPenalty = Annotated[float, Ge(-2), Le(2), About("Subtracted from a token's logit for each time it was drawn.")]
 LogitBias = Annotated[dict[int, float], About("Added to the logits of tokens, by token id.")]
 Seed = Annotated[int, Ge(0), Le(2**64 - 1), About("The seed of the draws: the same seed gives the same text.")]
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """What a text must be: JSON of a schema, a match of a pattern, one of some strings, or a product of a grammar."""
+
+    kind: Literal["json_schema", "regex", "choice", "grammar"]
+    text: str  # a JSON Schema, a regular expression, a JSON list of strings, or a grammar in Lark's syntax or GBNF
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +70,7 @@ class SamplingParams(Sampling):
     seed: Seed = 0
     logprobs: int | None = None  # alternatives to return with each token's log-probability; None returns neither
     prompt_logprobs: bool = False  # return the same for the prompt's tokens
+    constraint: Constraint | None = None  # what the text must be
 
 
 @functools.cache

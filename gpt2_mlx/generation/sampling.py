@@ -14,6 +14,7 @@ from .scheduler import Sequence
 
 FEW, MANY = 64, 1024  # only this many of the likeliest tokens are sorted, which is enough for nearly all rows
 TINY = 2.0**-126  # a temperature below it is 0 in float32
+RULED_OUT = 2.0**-45  # `elementwise` makes e^-32 of -inf: in a row with a constraint less than this is 0
 GROUP = 32  # tokens per group: the likeliest tokens are searched only in the groups with the largest logits
 
 
@@ -49,6 +50,16 @@ def _changes(sequence: Sequence) -> list[tuple[int, float, float]]:
     return [(token, factors.get(token, 1.0), offsets.get(token, 0.0)) for token in {*factors, *offsets}]
 
 
+def constrained(logits: mx.array, sequences: list[Sequence]) -> mx.array:
+    """Logits (B, V) with -inf for what a row's constraint forbids; rows without a constraint do not change."""
+    rows = [row for row, sequence in enumerate(sequences) if sequence.allowed is not None]
+    if not rows:
+        return logits
+    at, allowed = mx.array(rows), mx.array(np.stack([sequences[row].allowed for row in rows]))
+    logits[at] = mx.where(allowed, logits[at], -mx.inf)
+    return logits
+
+
 def sample(logits: mx.array, sequences: list[Sequence], draws: list[float]) -> mx.array:
     """Draw a token for each row of logits (B, V) with the row's temperature, top_k, top_p and min_p.
 
@@ -81,7 +92,7 @@ def _way(params: SamplingParams, V: int) -> tuple:
 
 def _from_all(logits: mx.array, params: list[SamplingParams], draws: list[float]) -> mx.array:
     e = _relative(logits, mx.max(logits, axis=-1, keepdims=True), _column(params, "temperature"))  # (B, V)
-    return _pick(mx.where(e >= _column(params, "min_p"), e, 0), draws)[:, 0]
+    return _pick(mx.where(e >= _least(params), e, 0), draws)[:, 0]
 
 
 def _from_top_k(logits: mx.array, params: list[SamplingParams], draws: list[float], n: int) -> mx.array:
@@ -136,7 +147,7 @@ def _order(values: mx.array, ids: mx.array) -> mx.array:
 def _draw(ids: mx.array, e: mx.array, total: mx.array, params: list[SamplingParams], draws: list[float]) -> mx.array:
     """Apply each row's top_p and min_p to tokens (B, n) of falling probability e / total, and draw one: (B,)."""
     likelier = mx.cumsum(e, axis=-1) - e  # for each token, the sum over the likelier ones
-    keep = (likelier < _column(params, "top_p") * total) & (e >= _column(params, "min_p"))
+    keep = (likelier < _column(params, "top_p") * total) & (e >= _least(params))
     chosen = _pick(mx.where(keep | (mx.arange(ids.shape[-1]) == 0), e, 0), draws)
     return mx.take_along_axis(ids, chosen, axis=-1)[:, 0]
 
@@ -153,6 +164,11 @@ def _pick(p: mx.array, draws: list[float]) -> mx.array:
     cumulated = mx.where(p > 0, mx.cumsum(p, axis=-1), 0)
     target = mx.array(draws)[:, None] * mx.max(cumulated, axis=-1, keepdims=True)
     return mx.argmax(cumulated > target, axis=-1, keepdims=True)
+
+
+def _least(params: list[SamplingParams]) -> mx.array:
+    """The probability that a token must have, divided by that of the likeliest: (B, 1)."""
+    return mx.array([max(p.min_p, RULED_OUT if p.constraint else 0.0) for p in params])[:, None]
 
 
 def _column(params: list[SamplingParams], name: str) -> mx.array:

@@ -37,7 +37,9 @@ class Sequence:
     found: int = 0  # tokens of the prompt whose keys and values were kept from an earlier one
     generated: list[int] = field(default_factory=list)
     slides: int = 0  # how often the window was moved on
-    finish_reason: str | None = None  # "stop", "length" or "cancelled"
+    finish_reason: str | None = None  # "stop", "length", "cancelled" or "failed"
+    matcher: Any = None  # the state of its constraint, once it decodes
+    allowed: Any = None  # the tokens that its constraint allows next, (V,)
     noted_prompt: list = field(default_factory=list)  # the prompt's tokens with log-probabilities, until output
 
     def __post_init__(self):

@@ -127,11 +127,13 @@ def stream(
     stops = (stop,) if isinstance(stop, str) else tuple(stop)
     if not all(isinstance(string, str) and string for string in stops):
         raise ValueError(f"stop is {stop!r}; it must be a string or several, none of them empty")
-    engine, text = Engine(model, n_slots=1), TextStream(tokenizer, stops)
+    engine, text = Engine(model, n_slots=1, encoding=tokenizer), TextStream(tokenizer, stops)
     seed = secrets.randbits(63) if seed is None else seed
     engine.add(tokenizer.encode_ordinary(prompt) or [tokenizer.eot_token], SamplingParams(seed=seed, **params))
     while engine.has_work and not text.stopped:
         for output in engine.step():
+            if output.failure:
+                raise ValueError(output.failure)
             for token in output.tokens:
                 if given := text.add(token.id):
                     yield given

@@ -24,7 +24,7 @@ from .completions import (
     Form,
     Generation,
     SentenceForm,
-    Service,
+    as_api_errors,
     events,
     whole,
 )
@@ -32,6 +32,7 @@ from .errors import ApiError
 from .guard import Guard
 from .intake import read_body, service_of
 from .limits import MAX_ECHO_CHARS, MAX_NUMBERS
+from .service import Service
 from .telemetry import Observed
 
 
@@ -116,6 +117,7 @@ async def _complete(request: Request, schema: type[schemas.Parsed], form_of: typ
         raise ApiError(503, service.engine.closed, headers=RETRY_AFTER)
     # Beside the event loop: a large body takes tenths of a second.
     parsed, prompts = await run_in_threadpool(_read, service, schema, body)
+    await _check_constraint(service, parsed)
     generation = Generation(service, parsed, prompts)
     form = form_of(generation)
     if parsed.stream:
@@ -145,6 +147,16 @@ def _check_answer(request: schemas.TextRequest, prompts: list[EncodedPrompt]) ->
         if (n := n_tokens * (1 + request.logprobs)) > MAX_NUMBERS:
             message = f"logprobs asks for up to {n} numbers in the answer; at most {MAX_NUMBERS} are allowed"
             raise ApiError(400, message, "logprobs", code="invalid_value")
+
+
+async def _check_constraint(service: Service, request: schemas.TextRequest) -> None:
+    """Refuse what the text of a request cannot be, or what would cost the engine too much."""
+    if request.constraint:
+        name, constraint = request.constraint
+        with as_api_errors():
+            wrong = await service.examiner.examine(constraint)
+        if wrong:
+            raise ApiError(400, f"{name} cannot be used: {wrong}", name, code="invalid_value")
 
 
 class _Events(EventSourceResponse):

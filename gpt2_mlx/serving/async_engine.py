@@ -129,7 +129,8 @@ class AsyncEngine:
         self.swapping = checkpoint
         self._send(Swap(checkpoint))
 
-    def _cancel(self, submission: Submission, number: int) -> None:
+    def _cancel(self, submission: Submission, number: int | None = None) -> None:
+        """End a job of a submission, or all of them."""
         for id in self._jobs.drop(submission, number):
             self._send(Cancel(id))
         self._send_due()
@@ -179,7 +180,7 @@ class AsyncEngine:
             self._send(Swap(self.swapping))
         watching = loop.create_task(self._kill_if_it_hangs())
         try:
-            while message := await _receive(reader):
+            while message := await messages.receive(reader):
                 how = self._act(message) or how
         finally:
             self._pipe.close()
@@ -210,13 +211,22 @@ class AsyncEngine:
             case Step(outputs, n_running, prefixes):
                 self.on_step(n_running + sum(output.finish_reason is not None for output in outputs), prefixes)
                 self.n_running = n_running
-                for submission, event in filter(None, map(self._jobs.take, outputs)):
-                    submission.put(event)
+                for output in outputs:
+                    if output.failure:
+                        self._refuse(output.id, Refused(output.failure))
+                    elif taken := self._jobs.take(output):
+                        submission, event = taken
+                        submission.put(event)
                 self._send_due()
             case NotTaken(id, reason, for_now):
-                if submission := self._jobs.fail(id):
-                    submission.put(QueueFull(reason) if for_now else Refused(reason))
+                self._refuse(id, QueueFull(reason) if for_now else Refused(reason))
         return None
+
+    def _refuse(self, id: int, error: Exception) -> None:
+        """End the request of a sequence that the process has."""
+        if submission := self._jobs.submission_of(id):
+            self._cancel(submission)
+            submission.put(error)
 
     async def _kill_if_it_hangs(self) -> None:
         """Return when the process has been silent for too long, having killed it."""
@@ -234,12 +244,3 @@ class AsyncEngine:
     def _end_all(self, reason: str) -> None:
         for submission in self._jobs.clear():
             submission.put(Unavailable(reason))
-
-
-async def _receive(reader: asyncio.StreamReader) -> object | None:
-    """The next message; None where the process has ended."""
-    try:
-        (length,) = messages.LENGTH.unpack(await reader.readexactly(messages.LENGTH.size))
-        return messages.unpack(await reader.readexactly(length))
-    except (asyncio.IncompleteReadError, ConnectionError):
-        return None

@@ -6,10 +6,8 @@ import json
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
-import tiktoken
 from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse
@@ -23,30 +21,16 @@ from .answers import (
     Usage,
     answer,
 )
-from .async_engine import AsyncEngine
 from .choice import Choice, Delta, EncodedPrompt
 from .errors import ApiError
 from .limits import N_SEEDS
 from .schemas import TextRequest
-from .served_run import ServedRun
+from .service import Service
 from .submission import EngineFailed, QueueFull, Refused, Unavailable
-from .telemetry import Telemetry, request_id
+from .telemetry import request_id
 
 RETRY_AFTER = {"Retry-After": "1"}  # seconds
 MUCH = 500  # tokens with their numbers; the event loop stands still for a few milliseconds for fewer
-
-
-@dataclass(frozen=True)
-class Service:
-    """What every request needs."""
-
-    engine: AsyncEngine
-    encoding: tiktoken.Encoding
-    telemetry: Telemetry
-    run: ServedRun
-    api_key: str | None = None
-    watches: bool = False  # whether a new best checkpoint of the run takes over
-    created: int = field(default_factory=lambda: int(time.time()))
 
 
 class Generation:
@@ -68,7 +52,7 @@ class Generation:
         jobs = [(prompt.context, params) for prompt in prompts for params in samples]
         owners = [prompt for prompt in prompts for _ in samples]
         self.choices = [Choice(i, prompt, request, service.encoding) for i, prompt in enumerate(owners)]
-        with _as_api_errors():
+        with as_api_errors():
             self.submission = service.engine.submit(jobs, _checkpoint(service, request))
         service.telemetry.prompt_tokens.inc(self.usage.prompt_tokens)
 
@@ -101,7 +85,7 @@ class Generation:
         Raises:
             ApiError: 400, 500 or 503, the engine could not go on.
         """
-        with _as_api_errors():
+        with as_api_errors():
             async for number, output in self.submission:
                 choice = self.choices[number]
                 delta = await _beside(len(output.prompt), choice.take, output)
@@ -140,7 +124,7 @@ def _checkpoint(service: Service, request: TextRequest) -> Path | None:
 
 
 @contextlib.contextmanager
-def _as_api_errors() -> Iterator[None]:
+def as_api_errors() -> Iterator[None]:
     """Turns the engine's exceptions into ApiErrors."""
     try:
         yield

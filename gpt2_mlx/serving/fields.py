@@ -2,12 +2,28 @@
 
 from typing import Annotated, Any
 
-from pydantic import PlainValidator, WithJsonSchema
+from pydantic import BaseModel, ConfigDict, PlainValidator, WithJsonSchema, model_validator
 
 from ..tokenizer import VOCAB_SIZE
 from .limits import MAX_BIAS, MAX_BIASES, MAX_PROMPT_CHARS, MAX_PROMPTS, MAX_STOP_CHARS, MAX_STOPS
 
 Prompt = str | list[int]
+
+
+class Body(BaseModel):
+    """A JSON object of a request; null is the same as left out."""
+
+    model_config = ConfigDict(
+        extra="forbid", strict=True, allow_inf_nan=False, frozen=True, use_attribute_docstrings=True
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, fields: Any) -> Any:
+        if not isinstance(fields, dict):
+            return fields
+        names = {field.alias or name for name, field in cls.model_fields.items()}
+        return {name: v for name, v in fields.items() if v is not None or name not in names}
 
 
 def read_prompts(value: Any) -> tuple[Prompt, ...]:

@@ -5,9 +5,9 @@ import hmac
 import anyio
 from starlette.requests import Request
 
-from .completions import Service
 from .errors import ApiError
 from .limits import BODY_SECONDS, MAX_BODY, MAX_READ
+from .service import Service
 
 # `curl -d` calls all it sends a form, and a bare client says nothing: then the body tells.
 JSON_TYPES = ("application/json", "application/x-www-form-urlencoded", "")

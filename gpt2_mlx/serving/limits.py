@@ -15,9 +15,17 @@ MAX_TOP_K = 2**31 - 1
 MAX_TEMPERATURE = 2.0
 MAX_BIAS = 100.0
 MAX_BIASES = 300
+MAX_CONSTRAINT_CHARS = 65_536  # of a schema, a pattern or a grammar
+MAX_CHOICES = 1024
 MAX_LABELS = 16  # of metadata
 MAX_LABEL_CHARS = 512  # of fields that are taken and not used
 N_SEEDS = 2**63
+
+# The trial of a constraint.
+EXAM_SECONDS = 1.0  # of a processor, to compile it and
+EXAM_TOKENS = 100  # to follow it for this many tokens
+MAX_EXAMS = 16  # that wait for their turn
+MAX_VERDICTS = 64  # that are kept
 
 # An answer.
 MAX_ECHO_CHARS = 4_000_000  # of prompts that are echoed, times n

@@ -1,5 +1,6 @@
 """What the service and the engine's process tell each other: dataclasses, pickled, each after its length."""
 
+import asyncio
 import pickle
 import struct
 from dataclasses import dataclass
@@ -100,3 +101,12 @@ def read(file: BinaryIO) -> Any | None:
         return None
     content = file.read(*LENGTH.unpack(length))
     return unpack(content) if len(content) == LENGTH.unpack(length)[0] else None
+
+
+async def receive(reader: asyncio.StreamReader) -> Any | None:
+    """The next message of a process; None where it has ended."""
+    try:
+        (length,) = LENGTH.unpack(await reader.readexactly(LENGTH.size))
+        return unpack(await reader.readexactly(length))
+    except (asyncio.IncompleteReadError, ConnectionError):
+        return None

@@ -5,7 +5,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from . import answers, schemas
+from . import answers, schemas, tokens
+from .fields import Body
 from .limits import MAX_BODY
 
 _REF = "#/components/schemas/"
@@ -59,17 +60,18 @@ OPERATIONS = (
         answers.CompletionAnswer,
         tuple(_BAD),
         schemas.CompletionRequest,
-        "Works with the `openai` package; `top_k`, `min_p`, `repetition_penalty` and `checkpoint` are additions.",
+        "Works with the `openai` package; `top_k`, `min_p`, `repetition_penalty` and `checkpoint` are additions, and so"
+        " is `structured_outputs`, which vLLM has too. Fields of others that would change the text are refused.",
     ),
     Operation(
         "/tokenize",
         "A text as token ids",
         answers.TokenizeAnswer,
         _READING,
-        schemas.TokenizeRequest,
+        tokens.TokenizeRequest,
         "As vLLM has it. A text of no character has no token; to go on from it, the model begins a new document.",
     ),
-    Operation("/detokenize", "Token ids as text", answers.DetokenizeAnswer, _READING, schemas.DetokenizeRequest),
+    Operation("/detokenize", "Token ids as text", answers.DetokenizeAnswer, _READING, tokens.DetokenizeRequest),
     Operation("/v1/models", "The model that is served", answers.Models, ("401",)),
     Operation("/health", "Whether the process lives", answers.Health),
     Operation("/ready", "Whether a request would be served", answers.Ready, ("503",)),
@@ -128,7 +130,7 @@ def _schemas(model: type[BaseModel]) -> dict[str, Any]:
         fields, required = each["properties"], each.get("required", ())
         for field in fields.values():
             field.pop("title", None)
-        if issubclass(model, schemas.Body):
+        if issubclass(model, Body):
             own = model.__annotations__ if each is schema else ()  # those of the base class last
             order = dict.fromkeys([*required, *own, *fields])
             each["properties"] = {name: fields[name] if name in required else _or_null(fields[name]) for name in order}

@@ -117,13 +117,15 @@ class Jobs:
             self._sent.pop(id).id = None
         return sent
 
+    def submission_of(self, id: int) -> Submission | None:
+        """The submission of a job that the process has."""
+        return self._sent[id].submission if id in self._sent else None
+
     def fail(self, id: int) -> Submission | None:
-        """The submission of a job that the process has, which is forgotten whole."""
-        job = self._sent.get(id)
-        if job is None:
-            return None
-        self.drop(job.submission)
-        return job.submission
+        """The same, and it is forgotten whole."""
+        if submission := self.submission_of(id):
+            self.drop(submission)
+        return submission
 
     def died(self, in_pass: tuple[int, ...]) -> Submission | None:
         """The process has died in a pass with these sequences; returns the submission that is given up, if one is."""

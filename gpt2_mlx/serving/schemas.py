@@ -1,16 +1,18 @@
-"""What a request may say: a model for each route, strict."""
+"""What a request for texts may say: a model for each route, strict."""
 
 import dataclasses
 import reprlib
-from typing import Annotated, Any, Literal, TypeVar
+from functools import cached_property
+from typing import Annotated, Literal, TypeVar
 
 from annotated_types import Le
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..generation import params
-from ..generation.params import Sampling, SamplingParams
+from ..generation.params import Constraint, Sampling, SamplingParams
 from .errors import ApiError
-from .fields import LogitBias, Prompt, Prompts, Stop, TokenIds
+from .fields import Body, LogitBias, Prompt, Prompts, Stop
+from .formats import ResponseFormat, StructuredOutputs
 from .limits import (
     MAX_LABEL_CHARS,
     MAX_LABELS,
@@ -31,21 +33,6 @@ Logprobs = Annotated[int, Field(ge=0, le=MAX_LOGPROBS)]
 Label = Annotated[str, Field(max_length=MAX_LABEL_CHARS)]
 
 
-class Body(BaseModel):
-    """A JSON object of a request; null is the same as left out."""
-
-    model_config = ConfigDict(
-        extra="forbid", strict=True, allow_inf_nan=False, frozen=True, use_attribute_docstrings=True
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _without_nulls(cls, fields: Any) -> Any:
-        if not isinstance(fields, dict):
-            return fields
-        return {name: v for name, v in fields.items() if v is not None or name not in cls.model_fields}
-
-
 class _Request(Body):
     """What both requests for texts have in common."""
 
@@ -60,12 +47,25 @@ class _Request(Body):
     """Samples of each prompt; prompts times samples may be at most 128."""
     stream: bool = False
     """Send the text as it comes, as server-sent events."""
+    response_format: ResponseFormat | None = None
+    """What the text must be, as OpenAI says it; docs/constraints.md tells more."""
+    structured_outputs: StructuredOutputs | None = None
+    """What the text must be, as vLLM says it."""
     checkpoint: str | None = None
     """The checkpoint of the served run to answer with, such as "step-00000300"; the card lists them."""
 
+    @cached_property
+    def constraint(self) -> tuple[str, Constraint] | None:
+        """What the text must be, after the name of the field that says it; None if it may be anything."""
+        for field in ("response_format", "structured_outputs"):
+            if (value := getattr(self, field)) and (told := value.constraint):
+                return f"{field}.{told[0]}", told[1]
+        return None
+
     def _params(self, seed: int, **others) -> SamplingParams:
         shared = {field.name: getattr(self, field.name) for field in dataclasses.fields(Sampling)}
-        return SamplingParams(**shared, seed=seed % N_SEEDS, **others)
+        constraint = self.constraint and self.constraint[1]
+        return SamplingParams(**shared, seed=seed % N_SEEDS, constraint=constraint, **others)
 
 
 class SentenceRequest(_Request):
@@ -181,32 +181,8 @@ class CompletionRequest(_Unused, _Request):
         )
 
 
-class TokenizeRequest(Body):
-    """The body of POST /tokenize."""
-
-    model_config = ConfigDict(json_schema_extra={"examples": [{"prompt": "The quick brown fox"}]})
-
-    prompt: str = Field(max_length=MAX_PROMPT_CHARS)
-    """A text."""
-    model: str | None = None
-    """There is one: any name will do."""
-    add_special_tokens: bool = True
-    """Of no consequence: GPT-2's tokenizer adds none."""
-
-
-class DetokenizeRequest(Body):
-    """The body of POST /detokenize."""
-
-    model_config = ConfigDict(json_schema_extra={"examples": [{"tokens": [464, 2068, 7586, 21831]}]})
-
-    tokens: TokenIds
-    """Token ids."""
-    model: str | None = None
-    """There is one: any name will do."""
-
-
 TextRequest = SentenceRequest | CompletionRequest
-Parsed = TypeVar("Parsed", SentenceRequest, CompletionRequest, TokenizeRequest, DetokenizeRequest)
+Parsed = TypeVar("Parsed", bound=Body)
 
 
 def parse(model: type[Parsed], body: bytes) -> Parsed:
@@ -219,11 +195,19 @@ def parse(model: type[Parsed], body: bytes) -> Parsed:
         request = model.model_validate_json(body)
     except ValidationError as error:
         raise _complaint(model, error.errors(include_url=False)[0]) from None
-    if isinstance(request, _Request) and len(request.prompts) * request.n > MAX_SEQUENCES:
+    if isinstance(request, _Request):
+        _check(request)
+    return request
+
+
+def _check(request: TextRequest) -> None:
+    """Refuse fields that do not go together."""
+    if len(request.prompts) * request.n > MAX_SEQUENCES:
         raise _bad(
             "n", f"n is {request.n} for {len(request.prompts)} prompts; at most {MAX_SEQUENCES} texts are allowed"
         )
-    return request
+    if request.structured_outputs and request.response_format and request.response_format.constraint:
+        raise _bad("structured_outputs", "structured_outputs and response_format both say what the text must be")
 
 
 def _complaint(model: type[BaseModel], error: dict) -> ApiError:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
-from .. import device, folders
+from .. import device, folders, tokenizer
 from ..generation.capacity import prefixes_that_fit, slots_that_fit
 from ..generation.engine import Engine
 from . import messages
@@ -54,7 +54,7 @@ def main() -> None:
         def make(model) -> Engine:
             slots = config.max_batch_size or slots_that_fit(model.config, model.dtype)
             n_prefixes = prefixes_that_fit(model.config, model.dtype, config.prefix_cache_mb)
-            return Engine(model, slots, on_pass, n_prefixes)
+            return Engine(model, slots, on_pass, n_prefixes, tokenizer.load())
 
         return Engines(lambda folder: loading(folder, dtype, config.quantize, make), checkpoint)
 

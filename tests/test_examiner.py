@@ -1,0 +1,88 @@
+"""Constraints at the door: what is refused, and what hangs or dies does so without harm."""
+
+import asyncio
+import concurrent.futures
+
+import pytest
+from client import COMPLETIONS, SENTENCE, Client, check_error
+from fake_engine import FakeEngine
+from patience import PATIENCE
+
+from gpt2_mlx.generation.params import Constraint
+from gpt2_mlx.serving import examiner
+from gpt2_mlx.serving.limits import MAX_EXAMS, MAX_VERDICTS
+from gpt2_mlx.serving.submission import QueueFull
+
+ENDLESS = "((a{100}){100}){100}"  # compiles for minutes
+DEEP = "start: r0\n" + "".join(f'r{i}: r{i + 1} "b"\n' for i in range(3500)) + 'r3500: "z"'  # overflows the stack
+
+
+@pytest.fixture(scope="module")
+def client():
+    """One for all, since its examiner takes a second to start."""
+    client = Client(FakeEngine())
+    yield client
+    client.close()
+
+
+def schema_of(schema: dict) -> dict:
+    return {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+
+
+@pytest.mark.parametrize("path", [SENTENCE, COMPLETIONS])
+@pytest.mark.parametrize(
+    ("fields", "param", "words"),
+    [
+        ({"structured_outputs": {"regex": "a(b"}}, "structured_outputs.regex", "unclosed group, at character 2"),
+        ({"structured_outputs": {"grammar": "root ::= x"}}, "structured_outputs.grammar", "'x' not found"),
+        ({"structured_outputs": {"json": {"type": "int"}}}, "structured_outputs.json", "Invalid type: int"),
+        (
+            {"response_format": schema_of({"properties": {"a": {"items": {"not": {}}}}})},
+            "response_format.json_schema.schema",
+            "at /properties/a/items",
+        ),
+    ],
+)
+def test_a_bad_constraint_is_a_400_that_says_where(client, path, fields, param, words):
+    name = {SENTENCE: "text", COMPLETIONS: "prompt"}[path]
+    n_steps = client.fake.n_steps
+    for stream in (False, True):
+        error = check_error(client.post(path, {name: "Say:", "stream": stream} | fields), 400, param)
+        assert words in error["message"] and "\n" not in error["message"]
+    assert client.fake.n_steps == n_steps
+
+
+def test_a_good_one_goes_to_the_engine(client):
+    for fields in ({"structured_outputs": {"choice": ["a"]}}, {"response_format": {"type": "json_object"}}):
+        assert client.sentence(max_tokens=2, **fields) and client.completion(max_tokens=2, **fields)
+
+
+@pytest.mark.parametrize(("kind", "content", "words"), [("regex", ENDLESS, "more than"), ("grammar", DEEP, "too deep")])
+def test_what_hangs_or_dies_harms_nobody(client, kind, content, words):
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        asked = [pool.submit(client.post, SENTENCE, {"text": "a", "structured_outputs": {kind: content}}) for _ in "ab"]
+        others = [client.sentence(max_tokens=2) for _ in range(5)]  # answered meanwhile
+        answers = [future.result(PATIENCE) for future in asked]
+    assert all(words in check_error(answer, 400, f"structured_outputs.{kind}")["message"] for answer in answers)
+    assert len(others) == 5
+    assert client.sentence(max_tokens=2, structured_outputs={kind: "root ::= [0-9]" if kind == "grammar" else "[0-9]"})
+
+
+def test_a_verdict_is_known_from_then_on(client, monkeypatch):
+    bound = Constraint("regex", "[0-9]{7}")
+    for _ in range(2):
+        assert client.await_(client.service.examiner.examine(bound)) is None
+        monkeypatch.setattr(examiner.Examiner, "_ask", None)
+
+
+def test_the_verdicts_that_are_kept_and_the_constraints_that_wait_are_bounded(client):
+    async def crowd():
+        asked = (client.service.examiner.examine(Constraint("regex", f"a{i}")) for i in range(MAX_EXAMS + 4))
+        return await asyncio.gather(*asked, return_exceptions=True)
+
+    verdicts = client.await_(crowd())
+    assert verdicts[:MAX_EXAMS] == [None] * MAX_EXAMS
+    assert all(isinstance(verdict, QueueFull) for verdict in verdicts[MAX_EXAMS:])
+    for i in range(MAX_VERDICTS):
+        client.await_(client.service.examiner.examine(Constraint("regex", f"b{i}")))
+    assert len(client.service.examiner._verdicts) == MAX_VERDICTS
