@@ -5,10 +5,12 @@ text = gpt2_mlx.generate(model, tokenizer, "KING RICHARD II:", max_tokens=50, se
 """
 
 import os
+import time
 
 from . import blas
 
 __version__ = "0.1.0"
+STARTED = time.perf_counter()  # about when the process started, from which --minutes counts
 
 blas.preload()  # before anything can import mlx
 os.environ.setdefault("MLX_CUDA_GRAPH_CACHE_SIZE", "4000")  # likewise; a long run meets more than the default's shapes

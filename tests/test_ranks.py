@@ -89,6 +89,28 @@ def test_two_processes_of_several_micro_batches_equal_one_up_to_the_order_of_sum
     assert np.allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=1e-6)
 
 
+def test_two_processes_settle_on_the_steps_that_the_first_has_time_for(text, tmp_path):
+    arguments = command(text, tmp_path / "two", minutes=0.1)[1:]
+    arguments = [word for i, word in enumerate(arguments) if "--max-steps" not in arguments[max(0, i - 1) : i + 1]]
+    code = f"""
+import sys
+from gpt2_mlx import cli
+from gpt2_mlx.commands import train
+from gpt2_mlx.training import budget, ranks
+measure = budget.measure
+def measured(*arguments):
+    measure(*arguments)
+    return budget.Seconds(0, 1 + ranks.rank(), 0, 0, 0, 0, 0)
+budget.measure = measured
+sys.argv = {arguments!r}
+cli.run(train.main)
+"""
+    done = launch([sys.executable, "-c", code])
+    assert done.returncode == 0, done.stderr
+    assert "0.1 minutes hold 6 steps of 1 s" in done.stdout
+    assert metrics.read(tmp_path / "two" / "metrics.jsonl")[-1]["step"] == 6
+
+
 @pytest.mark.parametrize(("interrupted", "name", "status"), [(0, "SIGINT", 130), (1, "SIGTERM", 143)])
 def test_interrupted_in_one_process_all_stop_together_and_one_goes_on_alone(
     alone, text, tmp_path, interrupted, name, status

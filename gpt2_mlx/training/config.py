@@ -41,6 +41,9 @@ class TrainConfig:
     max_steps: int | None = None
     """Optimizer steps; the learning rate's cosine ends there. Default: as many as read the text the preset's number of
     times, at least 100 and at most the preset's number of steps. The next ones' default is the preset's."""
+    minutes: float | None = None
+    """Instead of max_steps: as many steps as fit into so many minutes, from the start of the command to its end with
+    validation, test, samples and curve. A few are timed first. The number is then the run's: a resumed run keeps it."""
     batch_size: int | None = None
     """Windows per micro-batch. Default: the preset's; where memory is short, the same step is taken in smaller
     micro-batches or with --grad-checkpoint."""
@@ -103,12 +106,12 @@ class TrainConfig:
             value, least = getattr(self, name), int(name in _AT_LEAST_1)
             if value is not None and not value >= least:
                 raise ValueError(f"{flag(name)} is {value}; it must be at least {least}")
-        if self.learning_rate is not None and not 0 < self.learning_rate < float("inf"):
-            raise ValueError(f"--learning-rate is {self.learning_rate}; it must be more than 0")
+        for name in ("learning_rate", "epsilon", "minutes"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"{flag(name)} is {value}; it must be more than 0")
         if self.seed >= 2**32:
             raise ValueError(f"--seed is {self.seed}; it must be less than 2^32")
-        if self.epsilon is not None and not 0 < self.epsilon < float("inf"):
-            raise ValueError(f"--epsilon is {self.epsilon}; it must be more than 0")
         if not 0 <= self.beta2 < 1:
             raise ValueError(f"--beta2 is {self.beta2}; it must be at least 0 and less than 1")
 

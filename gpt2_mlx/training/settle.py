@@ -10,7 +10,7 @@ from ..config import GPT2Config
 from ..corpus.dataset import TokenDataset
 from ..corpus.source import Source, find
 from ..files import read_json
-from . import plan, ranks
+from . import budget, plan, ranks
 from .config import SHAPE, TrainConfig, flag
 
 # Settings that a resumed run cannot change, since it continues the run that was stopped.
@@ -34,12 +34,14 @@ def settle(flags: TrainConfig, over: Callable[[TrainConfig], TrainConfig]) -> Se
     `over` parses the command line again with a saved run's settings in place of the defaults. Raises a ValueError where
     the text or the weights are missing, or the settings contradict the run to resume or do not fit the machine.
     """
+    if flags.minutes and flags.max_steps:
+        raise ValueError(f"--minutes is {flags.minutes:g} and --max-steps is {flags.max_steps}: leave one out")
     device.select(flags.device)
     source = None if flags.resume and flags.out else find(flags.data)
     run = Path(flags.out or f"checkpoints/{source.name}-{flags.model_name(device.on_gpu())}")
     saved = _saved_settings(run) if flags.resume else None
     if saved:
-        flags = over(saved)
+        flags = dataclasses.replace(over(saved), minutes=None)  # the run has its steps
         device.select(flags.device)
     elif flags.resume:
         print(f"there is no run in {run} to resume: beginning one")
@@ -49,12 +51,20 @@ def settle(flags: TrainConfig, over: Callable[[TrainConfig], TrainConfig]) -> Se
         flags = dataclasses.replace(flags, data=source.name)
     init, shape = _find_init(flags, run)
     dataset = ranks.in_turn(lambda: TokenDataset.open(source))
-    config = flags.resolved(device.on_gpu(), shape, ranks.size(), len(dataset.split("train")))
+
+    def resolve(settings: TrainConfig) -> TrainConfig:
+        return settings.resolved(device.on_gpu(), shape, ranks.size(), len(dataset.split("train")))
+
+    config = resolve(flags)
     dataset.check_length(config.block_size)
     if saved:
         _check_unchanged(config, saved)
     config = plan.choose(config, given=bool(saved or flags.batch_size))
     device.wire(config.wired_limit_gb)
+    if config.minutes:
+        chosen = {name: getattr(config, name) for name in ("batch_size", "grad_accum_steps", "grad_checkpoint")}
+        flags = dataclasses.replace(flags, **chosen, minutes=None)
+        config = budget.settle(config, lambda n: resolve(dataclasses.replace(flags, max_steps=n)), dataset)
     return Settled(config, source, dataset, run, init)
 
 

@@ -62,14 +62,14 @@ class Trainer:
         if config.fine_tunes and progress.best_step is None and not progress.step:
             self._validate()  # the loss before fine-tuning
             self.save()
-        batches = self._read(progress.step)
+        batches = self.read(progress.step)
         while progress.step < config.max_steps and not ranks.agree(self.stop_reason):
             if 0 < config.patience <= progress.evals_since_best:
                 break
             batches = self._take_step(batches)
             self._between_steps()
 
-    def _read(self, step: int) -> list[Batch]:
+    def read(self, step: int) -> list[Batch]:
         """This process's micro-batches of a step."""
         numbers = ranks.own_micro_batches(step, self.config.grad_accum_steps // ranks.size())
         return [tuple(map(mx.array, self._loader.micro_batch(number))) for number in numbers]
@@ -81,7 +81,7 @@ class Trainer:
         loss, norm, taken = self.step(batches, rate, progress.step, progress.loss_scale)
         state = (loss, norm, taken, *self.step.state)
         mx.async_eval(state)
-        following = self._read(progress.step + 1)
+        following = self.read(progress.step + 1)
         mx.eval(state)
         now = time.perf_counter()
         progress.elapsed_s = now - self._began

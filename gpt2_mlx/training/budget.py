@@ -1,0 +1,142 @@
+"""--minutes: the steps that fit into a time, from what the parts of a run are seen to take."""
+
+import bisect
+import dataclasses
+import gc
+import math
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlx.core as mx
+
+from .. import STARTED, metrics, plot
+from ..corpus.dataset import TokenDataset
+from ..generation.text import generate
+from ..model import GPT2
+from . import ranks, step
+from .config import TrainConfig
+from .trainer import FINAL_SAMPLES, SAMPLE_PROMPT, SAMPLE_TOKENS, Trainer
+
+_ROUNDS = 2  # batches that each process evaluates to be timed
+_LEAST_STEPS, _LONGEST_S = 3, 10  # steps that are timed, and for how long at most where they are more
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """What the parts of a run take."""
+
+    begin: float  # from the process's start to the first step
+    step: float
+    validation: float
+    test: float
+    sample: float
+    save: float
+    curve: float
+
+
+def settle(config: TrainConfig, settings: Callable[[int], TrainConfig], dataset: TokenDataset) -> TrainConfig:
+    """The settings of as many steps as fit into `config.minutes`, counted from the process's start to its end.
+
+    `settings` gives the resolved settings for a number of steps. What is timed is thrown away: the run that follows has
+    the bits of one that was given its steps. Raises a ValueError where not even one step fits.
+    """
+    measured = measure(config, dataset)
+    seconds = Seconds(**ranks.ask_first(lambda: dataclasses.asdict(measured)))  # all settle on the same steps
+    if not (steps := steps_within(60 * config.minutes, seconds, settings)):
+        least = needed(settings(1), seconds) / 60
+        raise ValueError(
+            f"--minutes is {config.minutes:g}; a run of one step takes {least:.2f} here, which is the least"
+        )
+    settled = settings(steps)
+    passes = steps * config.batch_size * config.grad_accum_steps * config.block_size / len(dataset.split("train"))
+    print(
+        f"time:   {config.minutes:g} minutes hold {steps:,} steps of {seconds.step:.3g} s, which read the text"
+        f" {passes:.1f} times, with validations of {seconds.validation:.3g} s, {seconds.begin:.3g} s after the start",
+        flush=True,
+    )
+    return settled
+
+
+def steps_within(limit: float, seconds: Seconds, settings: Callable[[int], TrainConfig]) -> int:
+    """A number of steps that takes at most `limit` seconds, while one step more takes longer; 0 where no step fits."""
+    numbers = range(1, int(limit / seconds.step) + 2)
+    return bisect.bisect(numbers, False, key=lambda steps: needed(settings(steps), seconds) > limit)
+
+
+def needed(config: TrainConfig, seconds: Seconds) -> float:
+    """The seconds of a run with resolved settings, if patience does not end it and each validation finds a new best."""
+    n, validate, save = config.max_steps, config.eval_interval, config.save_interval
+    validations = math.ceil(n / validate) + config.fine_tunes
+    saves = n // save + n // validate - n // math.lcm(save, validate) + config.fine_tunes
+    saves += n % save > 0 and n % validate > 0  # the last step's
+    samples = FINAL_SAMPLES + ((n - 1) // config.sample_interval if config.sample_interval else 0)
+    parts = n * seconds.step + validations * seconds.validation + samples * seconds.sample + saves * seconds.save
+    return seconds.begin + parts + seconds.test + seconds.curve
+
+
+def measure(config: TrainConfig, dataset: TokenDataset) -> Seconds:
+    """Time each part of a run, on its shapes and its text, with a model of its own in a folder of its own."""
+    opening, parts = _parts(config, dataset)
+    gc.collect()  # a compiled step refers to itself
+    mx.clear_cache()
+    return Seconds(time.perf_counter() - STARTED + opening, *parts)
+
+
+def _parts(config: TrainConfig, dataset: TokenDataset) -> tuple[float, tuple[float, ...]]:
+    """The seconds that it takes to open a run, and those of the parts after its beginning, in `Seconds`' order."""
+    began = time.perf_counter()
+    tokens = _ROUNDS * ranks.size() * config.batch_size * config.block_size
+    with tempfile.TemporaryDirectory() as folder:
+        take_step = step.build(config, GPT2(config.model_config(), config.seed))
+        trainer = Trainer(dataclasses.replace(config, eval_tokens=tokens), take_step, dataset, Path(folder))
+        opening = time.perf_counter() - began
+        per_step = _seconds_per_step(trainer, min(_LONGEST_S, config.minutes))
+        trainer.evaluate("val")  # compiles
+        evaluations = [_timed(trainer.evaluate, "val") for _ in range(3)]
+        per_round = statistics.median(evaluations) / _rounds(trainer.config, dataset, "val")
+        validation, test = (per_round * _rounds(config, dataset, split) for split in ("val", "test"))
+        save = _timed(trainer.save)
+        sample = curve = 0.0
+        if ranks.is_first():
+            _sample(trainer)  # compiles
+            sample, curve = _timed(_sample, trainer), _timed(_draw, trainer.run)
+    return opening, (per_step, validation, test, sample, save, curve)
+
+
+def _seconds_per_step(trainer: Trainer, lasting: float) -> float:
+    """The mean of some steps after one that compiles: as many as last so many seconds, and a few at least."""
+
+    def take(steps: int) -> None:
+        for i in range(steps):
+            mx.eval(trainer.step(trainer.read(i), 0.0, i), trainer.step.state)
+
+    take(1)
+    once = _timed(take, 1)
+    steps = ranks.ask_first(lambda: max(_LEAST_STEPS, int(lasting / once)))
+    return _timed(take, steps) / steps
+
+
+def _rounds(config: TrainConfig, dataset: TokenDataset, split: str) -> int:
+    """The batches of a split that each process evaluates."""
+    targets = len(dataset.split(split)) - 1
+    targets = min(targets, config.eval_tokens or targets)
+    return math.ceil(math.ceil(targets / config.block_size) / config.batch_size / ranks.size())
+
+
+def _sample(trainer: Trainer) -> None:
+    generate(trainer.model, trainer.encoding, SAMPLE_PROMPT, max_tokens=SAMPLE_TOKENS, seed=0)
+
+
+def _draw(run: Path) -> None:
+    metrics.write(run / "metrics.jsonl", "eval", 1, val_loss=1.0)
+    plot.draw([run], run / "loss.png")
+
+
+def _timed(act: Callable, *arguments: object) -> float:
+    began = time.perf_counter()
+    act(*arguments)
+    return time.perf_counter() - began
