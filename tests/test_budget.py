@@ -41,7 +41,7 @@ def test_what_is_found_fits_and_one_step_more_does_not(limit, seconds, tokens):
 
 @pytest.mark.parametrize(
     ("evaluate", "save", "sample", "init_from"),
-    [(3, 2, 2, "scratch"), (2, 3, 0, "gpt2"), (4, 4, 4, "scratch"), (7, 9, 3, "scratch"), (1, 5, 6, "scratch")],
+    [(3, 2, 2, "scratch"), (2, 3, 0, "gpt2"), (4, 4, 4, "scratch"), (7, 9, 7, "scratch"), (1, 5, 6, "scratch")],
 )
 def test_the_parts_of_a_run_are_counted_as_it_takes_them(tmp_path, monkeypatch, evaluate, save, sample, init_from):
     one = trainer(tmp_path, eval_interval=evaluate, save_interval=save, sample_interval=sample, max_steps=7)
@@ -106,17 +106,18 @@ def test_a_resumed_run_keeps_its_steps(text, tmp_path, half_a_second_a_step, mon
     assert (again.config.max_steps, again.config.minutes) == (8, None)
 
 
-def test_what_is_measured_is_of_this_runs_parts(text, tmp_path):
-    config = settled(text, tmp_path / "run", max_steps=9).config
-    dataset = settled(text, tmp_path / "run", max_steps=9).dataset
+@pytest.mark.parametrize("eval_tokens", [0, 70])
+def test_a_few_batches_tell_how_long_a_split_takes(text, tmp_path, monkeypatch, eval_tokens):
+    one = settled(text, tmp_path / "run", max_steps=9, eval_tokens=eval_tokens)
+    monkeypatch.setattr(budget, "_timed", lambda act, *arguments: (act(*arguments), 1.0)[1])
     held = mx.get_active_memory()
-    seconds = budget.measure(dataclasses.replace(config, minutes=0.01, eval_tokens=0), dataset)
+    seconds = budget.measure(dataclasses.replace(one.config, minutes=0.01), one.dataset)
     assert mx.get_active_memory() - held < 100_000  # not the weights and moments that were timed
-    assert all(value > 0 for value in dataclasses.asdict(seconds).values())
-    tokens = [len(dataset.split(split)) - 1 for split in ("val", "test")]
-    rounds = [math.ceil(n / 32) for n in tokens]  # of 2 windows of 16 tokens
-    assert seconds.test / seconds.validation == pytest.approx(rounds[1] / rounds[0])
-    assert not [*tmp_path.glob("run*")]
+    batches = [math.ceil((eval_tokens or len(one.dataset.split(name)) - 1) / 32) for name in ("val", "test")]
+    assert [seconds.validation, seconds.test] == [n / 2 for n in batches]  # two of them were timed
+    assert (seconds.step, seconds.sample, seconds.save, seconds.curve) == (1 / 3, 1, 1, 1)
+    assert seconds.begin > 0
+    assert not (tmp_path / "run").exists()
 
 
 def test_minutes_that_are_too_few_are_refused_with_the_least(text, tmp_path, half_a_second_a_step):
