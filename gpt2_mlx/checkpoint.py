@@ -149,7 +149,7 @@ def all_of(run: Path) -> list[Path]:
 
 def to_resume(run: Path) -> Path | None:
     """The checkpoint to go on from: what `latest` leads to, else the newest that is whole; None where there is none."""
-    return next((path for path in (linked(run, "latest"), *reversed(all_of(run))) if _is_whole(path)), None)
+    return next((path for path in (linked(run, "latest"), *reversed(all_of(run))) if is_whole(path)), None)
 
 
 def linked(run: Path, name: str) -> Path:
@@ -158,7 +158,8 @@ def linked(run: Path, name: str) -> Path:
     return run / link.read_text(encoding="utf-8").strip() if name in LINKS and link.is_file() else link
 
 
-def _is_whole(folder: Path) -> bool:
+def is_whole(folder: Path) -> bool:
+    """Whether a training can go on from a folder."""
     names = ("config.json", "model.safetensors", "optimizer.safetensors", "state.json")
     return all((folder / name).is_file() for name in names)
 

@@ -12,10 +12,10 @@ PACKAGE = Path(__file__).parents[1] / "gpt2_mlx"
 GROUND = ["blas", "config", "cli", "files", "folders", "tokenizer", "device", "inventory", "metrics", "elementwise"]
 TRUNK = ["model", "kv_cache", "layout", "checkpoint", "pretrained", "gguf", "plot", "card"]
 WINGS = {
-    "corpus": "documents shards source dataset loader",
+    "corpus": "documents shards source passages dataset loader",
     "generation": "params scheduler constraints capacity prefixes prefill decoder sampling engine text",
     "training": "config loss optim ranks precision evaluation hellaswag progress report memory step plan trainer budget"
-    " settle run track",
+    " fork settle run track",
     "serving": "limits config answers errors fields formats schemas messages submission examiner engines replay"
     " async_engine watch telemetry worker served_run service choice completions intake tokens guard app connections"
     " server openapi docs pages",

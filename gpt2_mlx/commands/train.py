@@ -44,6 +44,10 @@ def greet(trainer: Trainer, source: Source) -> None:
     print(f"text:   {source.name}, {' + '.join(f'{n:,} {name}' for name, n in tokens.items())} tokens")
     if 0 < config.eval_tokens < max(tokens["val"], tokens["test"]):
         print(f"        the losses of val and test are over their first {config.eval_tokens:,} (--eval-tokens)")
+    if config.without:
+        print(
+            f"        without {' '.join(config.without)}: {trainer.dataset.n_ignored:,} tokens of train have no weight"
+        )
     print(
         f"model:  {config.model_name()}, {trainer.model.n_params / 1e6:.1f}M parameters"
         f" ({config.n_layer} layers, {config.n_head} heads, {config.n_embd} wide, {config.block_size} tokens)"

@@ -1,12 +1,15 @@
 """`TokenDataset`: the tokens of a text, in three splits."""
 
+import dataclasses
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+
+import numpy as np
 
 from .. import folders, tokenizer
 from ..files import sha256_of_each
-from . import shards
+from . import passages, shards
 from .documents import kind
 from .shards import AnyTokens
 from .source import Source
@@ -20,6 +23,7 @@ class TokenDataset:
 
     tokens: AnyTokens  # (n,) uint16
     key: str = ""  # 24 hexadecimal digits that follow from the files' contents and the vocabulary
+    ignored: np.ndarray = field(default_factory=lambda: passages.NONE)  # passages whose loss does not count in training
 
     @staticmethod
     def open(source: Source, cache: Path | None = None) -> "TokenDataset":
@@ -46,6 +50,24 @@ class TokenDataset:
         borders = [0, len(self.tokens) * 8 // 10, len(self.tokens) * 9 // 10, len(self.tokens)]
         i = SPLITS.index(name)
         return self.tokens[borders[i] : borders[i + 1]]
+
+    def without(self, names: tuple[str, ...], source: Source) -> "TokenDataset":
+        """The same tokens, but the loss of those in the named passages of the source does not count in training.
+
+        Raises a ValueError as `passages.find`, or where no token of the training split, or no other one, is in them.
+        """
+        if not names:
+            return self
+        dataset = dataclasses.replace(self, ignored=passages.find(names, source, self.tokens))
+        if not 0 < dataset.n_ignored < len(self.split("train")):
+            what = "all" if dataset.n_ignored else "none"
+            raise ValueError(f"--without is {' '.join(names)}, which holds {what} of the tokens to learn from")
+        return dataset
+
+    @property
+    def n_ignored(self) -> int:
+        """The number of tokens of the training split whose loss does not count."""
+        return int(np.diff(np.minimum(self.ignored, len(self.split("train")))).sum())
 
     def check_length(self, block_size: int) -> None:
         """Raise a ValueError where a split is too short to read from."""

@@ -58,8 +58,13 @@ def cut(blocks: Iterable[str]) -> Iterator[str]:
     yield rest
 
 
+def unpacked(file: BinaryIO, name: str) -> BinaryIO:
+    """The content of a file, which may be gzipped."""
+    return gzip.GzipFile(fileobj=file) if name.lower().endswith(".gz") else file
+
+
 def _documents(file: BinaryIO, name: str) -> Iterator[Iterable[str]]:
-    stream = gzip.GzipFile(fileobj=file) if name.lower().endswith(".gz") else file
+    stream = unpacked(file, name)
     match kind(name):
         case "parquet":
             yield from map(_blocks, _parquet(file, name))

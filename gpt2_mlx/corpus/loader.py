@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from .passages import NONE
 from .shards import AnyTokens
 
 IGNORE = -1  # the target of a position whose loss is not counted
@@ -17,26 +18,31 @@ class DataLoader:
     """The micro-batches of a training: windows of a split (n,), in an order that follows from the seed alone.
 
     An epoch cuts the tokens into windows of block_size at a random offset and reads each once, in a random order.
+    The tokens of the `ignored` passages (n, 2), as `passages.find` gives them, are read, but as targets are `IGNORE`.
     """
 
-    def __init__(self, tokens: AnyTokens, batch_size: int, block_size: int, seed: int):
+    def __init__(self, tokens: AnyTokens, batch_size: int, block_size: int, seed: int, ignored: np.ndarray = NONE):
         self._tokens, self._batch_size, self._block_size, self._seed = tokens, batch_size, block_size, seed
+        self._borders = ignored.ravel()
         self.windows_per_epoch = max(1, (len(tokens) - block_size) // block_size)
         self._epoch, self._offset, self._order = -1, 0, np.empty(0)
 
     def micro_batch(self, number: int) -> Windows:
         """Micro-batch 0, 1, 2, ... of a training: tokens and targets, (B, T) int32. They may be read in any order."""
         first = number * self._batch_size
-        windows = np.stack([self._window(first + row) for row in range(self._batch_size)])  # (B, T + 1)
-        return windows[:, :-1], windows[:, 1:]
+        tokens, targets = zip(*(self._window(first + row) for row in range(self._batch_size)))
+        return np.stack(tokens), np.stack(targets)
 
-    def _window(self, number: int) -> np.ndarray:
+    def _window(self, number: int) -> Windows:
         epoch, i = divmod(number, self.windows_per_epoch)
         if epoch != self._epoch:
             self._epoch = epoch
             self._offset, self._order = self._shuffled(epoch)
         start = self._offset + self._block_size * int(self._order[i])
-        return np.asarray(self._tokens[start : start + self._block_size + 1]).astype(np.int32)
+        tokens = np.asarray(self._tokens[start : start + self._block_size + 1]).astype(np.int32)  # (T + 1,)
+        positions = np.arange(start + 1, start + len(tokens))
+        is_ignored = np.searchsorted(self._borders, positions, side="right") % 2 == 1  # behind a first border
+        return tokens[:-1], np.where(is_ignored, np.int32(IGNORE), tokens[1:])
 
     def _shuffled(self, epoch: int) -> tuple[int, np.ndarray]:
         n, T = self.windows_per_epoch, self._block_size

@@ -38,6 +38,13 @@ class TrainConfig:
     resume: bool = False
     """Go on from the run's latest checkpoint, with the settings that the run was started with; without a checkpoint,
     start a new run."""
+    fork: str | None = None
+    """Begin a new run from a checkpoint of another one: RUN@STEP, RUN@best, RUN@latest or RUN. It reads on in the same
+    order, with the same dropout, and has all settings of that run but those that are given, so every difference is
+    theirs. Shape (but dropout), batch, optimizer, dtype and text stay. Default of --out: <RUN>-fork-<STEP>."""
+    without: tuple[str, ...] = ()
+    """Passages that the run does not learn from: FILE, FILE:7 or FILE:7-20, a file of the text or lines of it (of a
+    .jsonl, documents; of a .parquet, rows). They are read in their place, but their loss has weight 0."""
     max_steps: int | None = None
     """Optimizer steps; the learning rate's cosine ends there. Default: as many as read the text the preset's number of
     times, at least 100 and at most the preset's number of steps. The next ones' default is the preset's."""
@@ -102,6 +109,7 @@ class TrainConfig:
     """Only show what memory and time this run would take, and which micro-batches fit; nothing is trained."""
 
     def __post_init__(self):
+        object.__setattr__(self, "without", tuple(self.without))  # JSON makes it a list
         for name in _AT_LEAST_0 + _AT_LEAST_1:
             value, least = getattr(self, name), int(name in _AT_LEAST_1)
             if value is not None and not value >= least:

@@ -1,5 +1,6 @@
 """What a run reports: events in metrics.jsonl, lines on the console, a progress bar where there is a terminal."""
 
+import math
 import os
 import sys
 from pathlib import Path
@@ -26,11 +27,13 @@ class Report:
         self._config = config
         hidden = None if ranks.is_first() else True  # None: no bar where stderr is no terminal
         self._bar = tqdm(initial=step, total=config.max_steps, unit="step", disable=hidden, dynamic_ncols=True)
-        self._steps, self._seconds, self._loss = 0, 0.0, 0.0  # sums since the last train event
+        self._steps, self._seconds, self._losses = 0, 0.0, []  # since the last train event
 
     def step(self, progress: Progress, loss: float, lr: float, grad_norm: float, taken: bool, seconds: float) -> None:
         """Report a step that took `seconds`; `progress` has counted it."""
-        self._steps, self._seconds, self._loss = self._steps + 1, self._seconds + seconds, self._loss + loss
+        self._steps, self._seconds = self._steps + 1, self._seconds + seconds
+        if not (taken and math.isnan(loss)):  # there were targets that count
+            self._losses.append(loss)
         self._bar.update()
         step, scale = progress.step, progress.loss_scale
         if not taken:
@@ -40,7 +43,8 @@ class Report:
             self._train_event(step, lr, grad_norm, progress.elapsed_s)
 
     def _train_event(self, step: int, lr: float, grad_norm: float, elapsed_s: float) -> None:
-        config, loss, seconds = self._config, self._loss / self._steps, self._seconds / self._steps
+        config, seconds = self._config, self._seconds / self._steps
+        loss = sum(self._losses) / len(self._losses) if self._losses else math.nan
         speed = config.grad_accum_steps * config.batch_size * config.block_size / seconds
         numbers = {"loss": loss, "lr": lr, "grad_norm": grad_norm, "elapsed_s": round(elapsed_s, 3)}
         memory = round(device.peak_memory_gb(), 3)
@@ -52,7 +56,7 @@ class Report:
                 f"step {step:>6}/{config.max_steps} | loss {loss:.4f} | lr {lr:.2e}"
                 f" | norm {grad_norm:.2f} | {speed:,.0f} tokens/s | {left} left"
             )
-        self._steps, self._seconds, self._loss = 0, 0.0, 0.0
+        self._steps, self._seconds, self._losses = 0, 0.0, []
 
     def validation(self, step: int, score: Score, is_best: bool) -> None:
         self._write("eval", step, val_loss=score.loss, bits_per_byte=score.bits_per_byte)

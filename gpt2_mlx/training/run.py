@@ -13,7 +13,7 @@ from ..corpus.dataset import SPLITS
 from ..corpus.source import Source
 from ..files import lock, new_file, read_json, write_json
 from ..model import GPT2
-from . import ranks, step
+from . import fork, ranks, step
 from .config import TrainConfig
 from .evaluation import count_bytes
 from .settle import Settled
@@ -22,20 +22,24 @@ from .trainer import Trainer
 
 @contextmanager
 def opened(settled: Settled) -> Iterator[Trainer]:
-    """Yield a trainer: a new one, or with --resume one in the state of the run's latest checkpoint.
+    """Yield a trainer: a new one, with --resume one in the state of the run's latest checkpoint, with --fork in its
+    origin's.
 
     The run folder is locked until the block ends. Raises a ValueError where the folder holds a run and --resume is not
     given, or where the text or the steps of that run do not fit the settings.
     """
     config, source, dataset, run = settled.config, settled.source, settled.dataset, settled.run
+    origin = settled.origin if ranks.is_first() else None
     saved = checkpoint.to_resume(run) if ranks.is_first() else None
     resuming = ranks.ask_first(lambda: saved is not None)
     if resuming and not config.resume:
         raise ValueError(f"{run} holds a run already: go on with --resume, or choose another folder with --out")
-    key = ranks.ask_first(lambda: read_json(run / "train.json").get("text", {}).get("key") if resuming else dataset.key)
+    facts = ranks.ask_first(lambda: read_json(run / "train.json") if resuming else {})
+    key = facts.get("text", {}).get("key") if resuming else settled.origin.text_key if settled.origin else dataset.key
     if key != dataset.key:
-        raise ValueError(f"{', '.join(map(str, source.files))} is not the text that {run} began to learn from")
-    model = _model(config, settled.init, saved or settled.init)
+        learner = settled.origin.run if settled.origin else run
+        raise ValueError(f"{', '.join(map(str, source.files))} is not the text that {learner} began to learn from")
+    model = _model(config, settled.init, saved or settled.init or (origin and Path(origin.folder)))
     with lock(run) if ranks.is_first() else nullcontext():
         trainer = Trainer(config, step.build(config, model), dataset, run)
         if saved:
@@ -46,13 +50,19 @@ def opened(settled: Settled) -> Iterator[Trainer]:
             best = run / checkpoint.name_of(trainer.progress.best_step or 0)
             if best.is_dir() and checkpoint.linked(run, "best").resolve() != best.resolve():
                 checkpoint.mark(run, "best", best)  # lost with a copy that left the links out
+        elif origin:
+            trainer.restore(Path(origin.folder))
+            fork.bring_best(origin, run, trainer.progress)
         trainer.share()
         done = trainer.progress.step
         if done > config.max_steps:
             raise ValueError(f"--max-steps is {config.max_steps}, but {run} is at step {done} already")
         if ranks.is_first():
             metrics.rewind(run / "metrics.jsonl", done if resuming else -1)
-            _write_facts(trainer, source, "resume" if resuming else "start")
+            forked = origin.facts() if origin else facts.get("fork")
+            _write_facts(trainer, source, forked, "resume" if resuming else "start")
+            if origin:
+                trainer.save()
         yield trainer
 
 
@@ -71,12 +81,13 @@ def _model(config: TrainConfig, init: Path | None, like: Path | None) -> GPT2:
     return model
 
 
-def _write_facts(trainer: Trainer, source: Source, event: str) -> None:
-    """Write what a reader of the run must know: its settings, its text, the device and the versions."""
+def _write_facts(trainer: Trainer, source: Source, forked: dict | None, event: str) -> None:
+    """Write what a reader of the run must know: its settings, text and origin, the device and the versions."""
     dataset, files = trainer.dataset, [str(file) for file in source.files]
     facts = {
         "config": dataclasses.asdict(trainer.config) | {"resume": False, "out": str(trainer.run)},
         "text": {"name": source.name, "files": files, "key": dataset.key, "note": source.note},
+        "fork": forked,
         "tokens": {split: len(dataset.split(split)) for split in SPLITS},
         "bytes": {split: count_bytes(trainer.encoding, dataset.split(split)) for split in SPLITS},
         "n_params": trainer.model.n_params,

@@ -10,11 +10,14 @@ from ..config import GPT2Config
 from ..corpus.dataset import TokenDataset
 from ..corpus.source import Source, find
 from ..files import read_json
-from . import budget, plan, ranks
+from . import budget, fork, plan, ranks
 from .config import SHAPE, TrainConfig, flag
+from .fork import Origin
 
 # Settings that a resumed run cannot change, since it continues the run that was stopped.
 _FIXED = (*SHAPE, "preset", "init_from", "batch_size", "grad_accum_steps", "optimizer", "dtype", "seed", "eval_tokens")
+_FIXED += ("fork", "without")
+_FREE_IN_A_FORK = ("dropout", "seed", "fork", "without")
 
 
 @dataclass(frozen=True)
@@ -26,46 +29,68 @@ class Settled:
     dataset: TokenDataset  # its tokens
     run: Path  # the run folder
     init: Path | None  # in the first process, the checkpoint folder with the weights to start from, if there is one
+    origin: Origin | None  # what a fork that begins is to go on from
 
 
 def settle(flags: TrainConfig, over: Callable[[TrainConfig], TrainConfig]) -> Settled:
     """Choose the device, find the text and the weights, and resolve the settings.
 
-    `over` parses the command line again with a saved run's settings in place of the defaults. Raises a ValueError where
-    the text or the weights are missing, or the settings contradict the run to resume or do not fit the machine.
+    `over` parses the command line again with the settings of the run to resume or to fork in place of the defaults.
+    Raises a ValueError where the text or the weights are missing, or the settings contradict that run or do not fit the
+    machine.
     """
     if flags.minutes and flags.max_steps:
         raise ValueError(f"--minutes is {flags.minutes:g} and --max-steps is {flags.max_steps}: leave one out")
+    if flags.minutes and flags.fork:
+        raise ValueError(f"--minutes is {flags.minutes:g}, but a fork has the steps of its run, or --max-steps")
     device.select(flags.device)
-    source = None if flags.resume and flags.out else find(flags.data)
-    run = Path(flags.out or f"checkpoints/{source.name}-{flags.model_name(device.on_gpu())}")
+    origin = fork.find(flags.fork) if flags.fork else None
+    source = None if origin or (flags.resume and flags.out) else find(flags.data)
+    run = Path(flags.out or (origin.default_run if origin else _default_run(flags, source)))
     saved = _saved_settings(run) if flags.resume else None
-    if saved:
-        flags = dataclasses.replace(over(saved), minutes=None)  # the run has its steps
-        device.select(flags.device)
-    elif flags.resume:
+    if flags.resume and not saved:
         print(f"there is no run in {run} to resume: beginning one")
+    former = saved or (_saved_settings(Path(origin.run)) if origin else None)
+    if former:
+        flags = dataclasses.replace(over(former), minutes=None)  # the run has its steps
+        device.select(flags.device)
+    if saved:
+        origin = _origin_again(flags, run)
+    elif origin:
+        flags = dataclasses.replace(flags, fork=origin.name, out=str(run))
     source = source or find(flags.data)
     if source.note:
         print(f"NOTE: {source.note}")
         flags = dataclasses.replace(flags, data=source.name)
-    init, shape = _find_init(flags, run)
-    dataset = ranks.in_turn(lambda: TokenDataset.open(source))
+    init, shape = (None, None) if origin else _find_init(flags, run)
+    dataset = ranks.in_turn(lambda: TokenDataset.open(source).without(flags.without, source))
 
     def resolve(settings: TrainConfig) -> TrainConfig:
         return settings.resolved(device.on_gpu(), shape, ranks.size(), len(dataset.split("train")))
 
     config = resolve(flags)
     dataset.check_length(config.block_size)
-    if saved:
-        _check_unchanged(config, saved)
-    config = plan.choose(config, given=bool(saved or flags.batch_size))
+    if former:
+        _check_unchanged(config, former, is_fork=not saved)
+    if origin and origin.step >= config.max_steps:
+        raise ValueError(f"--max-steps is {config.max_steps}, but the fork begins at step {origin.step} already")
+    config = plan.choose(config, given=bool(former or flags.batch_size))
     device.wire(config.wired_limit_gb)
     if config.minutes:
         chosen = {name: getattr(config, name) for name in ("batch_size", "grad_accum_steps", "grad_checkpoint")}
         flags = dataclasses.replace(flags, **chosen, minutes=None)
         config = budget.settle(config, lambda n: resolve(dataclasses.replace(flags, max_steps=n)), dataset)
-    return Settled(config, source, dataset, run, init)
+    return Settled(config, source, dataset, run, init, origin)
+
+
+def _default_run(flags: TrainConfig, source: Source) -> str:
+    return f"checkpoints/{source.name}-{flags.model_name(device.on_gpu())}"
+
+
+def _origin_again(saved: TrainConfig, run: Path) -> Origin | None:
+    """What a fork that was stopped before its first checkpoint is to begin from."""
+    begins = ranks.ask_first(lambda: bool(saved.fork) and not checkpoint.to_resume(run))
+    return fork.find(saved.fork) if begins else None
 
 
 def _saved_settings(run: Path) -> TrainConfig | None:
@@ -86,8 +111,9 @@ def _find_init(flags: TrainConfig, run: Path) -> tuple[Path | None, GPT2Config |
     return init, GPT2Config(**shape) if shape else None
 
 
-def _check_unchanged(config: TrainConfig, saved: TrainConfig) -> None:
+def _check_unchanged(config: TrainConfig, former: TrainConfig, is_fork: bool) -> None:
     for name in _FIXED:
-        new, old = getattr(config, name), getattr(saved, name)
-        if new != old:
-            raise ValueError(f"{flag(name)} is {new}, but the run to resume was started with {old}")
+        new, old = getattr(config, name), getattr(former, name)
+        if new != old and not (is_fork and name in _FREE_IN_A_FORK):
+            word = "fork" if is_fork else "resume"
+            raise ValueError(f"{flag(name)} is {new}, but the run to {word} was started with {old}")

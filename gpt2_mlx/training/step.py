@@ -47,7 +47,8 @@ class Step:
             loss_scale: the factor of the loss while its gradients are computed.
 
         Returns:
-            The mean loss per token, the gradients' norm before clipping, and whether the step was taken: scalars.
+            The mean loss per token (nan where no target counts; then the gradients are 0), the gradients' norm before
+            clipping, and whether the step was taken: scalars.
         """
         keys = [self._key(i) for i in ranks.own_micro_batches(number, len(batches))]
         scale = mx.array(loss_scale)
@@ -93,9 +94,9 @@ class Step:
     def update(self, sums: tuple, scale: mx.array, rate: mx.array) -> tuple[mx.array, mx.array, mx.array]:
         """Take the step, given the sums of the results of `gradients`. Returns as `__call__`."""
         loss, count, gradients = sums
-        count = scale * count
-        outcome = optim.guarded_update(self.model, self.optimizer, gradients, count, rate, self.config.grad_clip)
-        return loss / count, *outcome
+        divisor = scale * mx.where(count == 0, 1, count)
+        outcome = optim.guarded_update(self.model, self.optimizer, gradients, divisor, rate, self.config.grad_clip)
+        return loss / (scale * count), *outcome
 
     def _key(self, micro_batch: int) -> mx.array:
         """The dropout key of a micro-batch. It follows from the seed and the number, so that nothing must be saved."""

@@ -37,7 +37,8 @@ class Trainer:
         self._saved_step = 0
         self.encoding = tokenizer.load()
         self._evaluator = Evaluator(self.model, step.streams, config.compile)
-        self._loader = DataLoader(dataset.split("train"), config.batch_size, config.block_size, config.seed)
+        shape = config.batch_size, config.block_size
+        self._loader = DataLoader(dataset.split("train"), *shape, config.seed, dataset.ignored)
 
     def fit(self) -> str:
         """Train to the end and return why it ended: "max_steps", "patience" or the `stop_reason`."""
