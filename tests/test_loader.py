@@ -72,3 +72,15 @@ def test_with_a_stride_each_target_counts_once_with_the_context_that_is_promised
         assert (inputs[rows, 0] + places == inputs[rows, places]).all()  # what lies before is the text itself
         seen.extend(targets[counts])
     assert seen == list(range(1, n))
+
+
+@given(st.sets(st.integers(0, 60)), st.integers(1, 9), st.integers(0, 30))
+def test_ignored_tokens_are_read_and_are_no_targets(ignored, block_size, number):
+    tokens = np.arange(60, dtype=np.uint16)
+    marks = np.diff([0, *(int(i in ignored) for i in range(60)), 0])
+    passages = np.stack([np.flatnonzero(marks == 1), np.flatnonzero(marks == -1)], axis=1)
+    inputs, targets = DataLoader(tokens, 2, block_size, seed=7).micro_batch(number)
+    with_ignored = DataLoader(tokens, 2, block_size, 7, passages).micro_batch(number)
+    assert (with_ignored[0] == inputs).all()
+    assert (with_ignored[1] == np.where(np.isin(targets, [*ignored]), IGNORE, targets)).all()
+    assert with_ignored[1].dtype == np.int32

@@ -91,3 +91,48 @@ def test_what_cannot_be_drawn_is_named(tmp_path):
     (empty / "metrics.jsonl").write_text('{"event": "start", "step": 0}\n')
     with pytest.raises(ValueError, match="no loss yet"):
         plot.draw([empty], tmp_path / "figure.png")
+
+
+def logged(folder, name, *events, **config):
+    path = folder / name
+    path.mkdir()
+    metrics.write(path / "metrics.jsonl", "start", events[0][1] - 1, config=config)
+    for event, step, loss in events:
+        fields = {"val_loss" if event == "eval" else "loss": loss, "elapsed_s": 0}
+        metrics.write(path / "metrics.jsonl", event, step, **fields)
+    return path
+
+
+def difference(*runs):
+    """label -> points, and the title, of the figure of a difference."""
+    from matplotlib.figure import Figure
+
+    axes = Figure().add_subplot()
+    plot.Difference(*(plot.Curve(run, "step") for run in runs)).draw(axes, "C0", several=False)
+    return {line.get_label(): line.get_xydata().tolist() for line in axes.lines}, axes.get_title()
+
+
+def test_the_difference_is_over_the_steps_that_both_have_logged(tmp_path):
+    a = [("train", 1, 9.0), ("train", 2, 8.0), ("train", 4, 6.0), ("eval", 4, 5.0), ("train", 6, 4.0), ("test", 4, 7.0)]
+    b = [("train", 4, 6.5), ("eval", 4, 5.25), ("train", 6, 3.0), ("eval", 6, 3.5), ("test", 6, 6.0)]
+    one = logged(tmp_path, "one", *a, learning_rate=0.1, without=[], out="one", seed=3)
+    two = logged(tmp_path, "two", *b, learning_rate=0.2, without=["a.txt", "b.txt:3"], out="two", seed=3)
+    drawn, title = difference(one, two)
+    assert drawn["training"] == [[6, -1.0]]  # at step 4 one tells of steps 3 and 4, two, which began at 3, of step 4
+    assert drawn["validation"] == [[4, 0.25]]
+    assert [y for _, y in drawn["test loss -1.000"]] == [-1, -1]
+    changes = "--learning-rate 0.1 \N{RIGHTWARDS ARROW} 0.2, --without none \N{RIGHTWARDS ARROW} a.txt b.txt:3"
+    assert title == f"two \N{MINUS SIGN} one\n{changes}"
+    out = tmp_path / "difference.png"
+    plot.draw([one, two], out, difference=True)
+    assert out.read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_has_no_difference_is_told(tmp_path):
+    one = logged(tmp_path, "one", ("train", 1, 9.0))
+    two = logged(tmp_path, "two", ("train", 2, 9.0))
+    with pytest.raises(ValueError, match="one and two have logged no loss over the same steps"):
+        plot.draw([one, two], tmp_path / "a.png", difference=True)
+    for runs in ([one], [one, two, one]):
+        with pytest.raises(ValueError, match=f"--difference is of two runs, but there are {len(runs)}: "):
+            plot.draw(runs, tmp_path / "a.png", difference=True)

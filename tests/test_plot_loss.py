@@ -42,6 +42,14 @@ def test_several_runs_into_one_file(tmp_path):
     assert (tmp_path / "both.svg").read_text().startswith("<?xml")
 
 
+def test_a_difference_goes_beside_the_second_runs_curve(tmp_path):
+    make_run(tmp_path / "a")
+    make_run(tmp_path / "b")
+    done = plot_loss(tmp_path, "a", "b", "--difference")
+    assert done.stdout.strip() == "b/difference.png", done.stderr
+    assert (tmp_path / "b" / "difference.png").exists() and not (tmp_path / "a" / "loss.png").exists()
+
+
 def test_mistakes_are_one_line(tmp_path):
     for words, message in (([], "there is no run under checkpoints/"), (["--x", "hours"], "invalid choice 'hours'")):
         done = plot_loss(tmp_path, *words)

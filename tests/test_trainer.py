@@ -13,6 +13,8 @@ from gpt2_mlx.model import GPT2
 from gpt2_mlx.training import precision, ranks, step
 from gpt2_mlx.training.config import TrainConfig
 from gpt2_mlx.training.evaluation import Score, score_text
+from gpt2_mlx.training.progress import Progress
+from gpt2_mlx.training.report import Report
 from gpt2_mlx.training.trainer import Trainer
 
 VOCAB_SIZE = tokenizer.VOCAB_SIZE  # the samples of a run are text
@@ -300,3 +302,21 @@ def test_processes_meet_between_two_pieces_of_the_gpus_work(tmp_path, monkeypatc
     assert len(sums_of) == 1 and all(np.isfinite(a).all() for a in sums_of[0])
     monkeypatch.undo()
     assert all((p == weights(expected)[name]).all() for name, p in weights(several).items())
+
+
+def test_a_step_without_a_target_that_counts_has_no_loss_and_no_gradient(tmp_path):
+    one = trainer(tmp_path, batch_size=2)
+    tokens, targets = batches(1, 2)[0]
+    loss, norm, taken = one.step([(tokens, mx.full(targets.shape, -1))], rate=1e-2)
+    assert np.isnan(loss.item()) and norm.item() == 0 and taken.item()
+    assert all(np.isfinite(array).all() for array in weights(one).values())
+
+
+def test_the_told_loss_is_the_mean_over_the_steps_with_a_target_that_counts(tmp_path):
+    log = tmp_path / "metrics.jsonl"
+    report, progress = Report(tmp_path, 0, settings(max_steps=4, log_interval=3)), Progress()
+    for loss in (4.0, np.nan, 5.0, np.nan):
+        progress.count_step(True, "float32")
+        report.step(progress, loss, lr=1.0, grad_norm=0.0, taken=True, seconds=1.0)
+    report.close()
+    assert [e["loss"] for e in metrics.read(log)] == [4.0, 5.0, None]  # of step 1, of 2 and 3, of 4

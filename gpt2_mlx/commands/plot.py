@@ -16,17 +16,19 @@ class PlotConfig:
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
     """Run folders. Default: the newest one in checkpoints/."""
     out: Path | None = None
-    """The figure, .png, .svg or .pdf. Default: loss.png in the first run's folder."""
+    """The figure, .png, .svg or .pdf. Default: loss.png in the first run's folder; difference.png in the second's."""
     x: Literal["step", "tokens", "time"] = "step"
     """The horizontal axis: optimizer steps, tokens read, or minutes."""
     y: Literal["loss", "bits-per-byte"] = "loss"
     """The vertical axis: nats per token, or bits per byte, by which runs with different vocabularies compare. Training
     losses become bits per byte by the bytes per token of the whole training split."""
+    difference: bool = False
+    """Draw one curve for two runs: what the second loses more than the first, over the steps that both have logged."""
 
 
 def main() -> None:
     config = cli.parse(PlotConfig)
     runs = list(config.runs) or [checkpoint.newest_run(Path("checkpoints"), "metrics.jsonl")]
-    out = config.out or runs[0] / "loss.png"
-    plot.draw(runs, out, config.x, config.y)
+    out = config.out or (runs[-1] / "difference.png" if config.difference else runs[0] / "loss.png")
+    plot.draw(runs, out, config.x, config.y, config.difference)
     print(out)

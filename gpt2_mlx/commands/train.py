@@ -45,9 +45,8 @@ def greet(trainer: Trainer, source: Source) -> None:
     if 0 < config.eval_tokens < max(tokens["val"], tokens["test"]):
         print(f"        the losses of val and test are over their first {config.eval_tokens:,} (--eval-tokens)")
     if config.without:
-        print(
-            f"        without {' '.join(config.without)}: {trainer.dataset.n_ignored:,} tokens of train have no weight"
-        )
+        n = trainer.dataset.n_ignored
+        print(f"        without {' '.join(config.without)}: {n:,} of the train tokens have no weight in the loss")
     print(
         f"model:  {config.model_name()}, {trainer.model.n_params / 1e6:.1f}M parameters"
         f" ({config.n_layer} layers, {config.n_head} heads, {config.n_embd} wide, {config.block_size} tokens)"

@@ -55,13 +55,13 @@ def _find(name: str) -> dict:
         folder = checkpoint.linked(run, which) if which == "best" else run / checkpoint.name_of(int(which))
     if not folder or not checkpoint.is_whole(folder):
         steps = [str(checkpoint.step(path.name)) for path in checkpoint.all_of(run) if checkpoint.is_whole(path)]
-        raise ValueError(f"--fork is {name}, but {run} can go on from no such checkpoint, only from {_listed(steps)}")
+        raise ValueError(f"--fork is {name}, but {run} has no such checkpoint to go on from; it has {_listed(steps)}")
     step, key = read_json(folder / "state.json").get("step"), read_json(run / "train.json").get("text", {}).get("key")
     return {"run": str(run), "step": step, "folder": str(folder.resolve()), "text_key": key}
 
 
 def _listed(steps: list[str]) -> str:
-    return f"steps {', '.join(steps)}" if steps else "none"
+    return f"those of step {', '.join(steps)}" if steps else "none"
 
 
 def bring_best(origin: Origin, run: Path, progress: Progress) -> None:
