@@ -142,6 +142,7 @@ def test_the_checkpoint_to_begin_from(undisturbed, which):
         ({"optimizer": "adamw"}, "--optimizer is adamw, but the run to fork"),
         ({"init_from": "gpt2"}, "--init-from is gpt2, but the run to fork"),
         ({"max_steps": 24}, "--max-steps is 24, but the fork begins at step 24 already"),
+        ({"minutes": 3.0}, "--minutes is 3, but a fork has the steps of its run"),
         ({"without": ["verse.txt"]}, "--without is verse.txt, which holds all of the tokens"),
         ({"fork": "{run}@23"}, "has no such checkpoint to go on from; it has those of step 4, 8, 12,"),
         ({"fork": "{run}/latest"}, "latest is no run: it holds no train.json"),
