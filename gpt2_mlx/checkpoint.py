@@ -160,8 +160,7 @@ def linked(run: Path, name: str) -> Path:
 
 def is_whole(folder: Path) -> bool:
     """Whether a training can go on from a folder."""
-    names = ("config.json", "model.safetensors", "optimizer.safetensors", "state.json")
-    return all((folder / name).is_file() for name in names)
+    return {"config.json", "model.safetensors", "optimizer.safetensors", "state.json"} <= {f.name for f in folder.glob("*")}
 
 
 def newest_run(folder: Path, file: str | None = None) -> Path:
