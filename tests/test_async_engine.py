@@ -10,7 +10,7 @@ from fake_engine import POISON, SCRIPT, FakeEngine, ThreadProcess
 from patience import PATIENCE
 
 from gpt2_mlx.generation.params import SamplingParams
-from gpt2_mlx.serving import async_engine
+from gpt2_mlx.serving import async_engine, pulse
 from gpt2_mlx.serving.async_engine import AsyncEngine
 from gpt2_mlx.serving.submission import EngineFailed, QueueFull, Refused, Unavailable
 
@@ -134,7 +134,7 @@ def test_a_process_that_dies_costs_nobody_a_token(served, fake, dies_at):
 
 
 def test_a_process_that_hangs_is_taken_for_dead(served, fake, monkeypatch):
-    monkeypatch.setattr(async_engine, "SILENCE", 0.3)
+    monkeypatch.setattr(pulse, "SILENCE", 0.3)
 
     async def test(engine):
         submission = engine.submit([job(20)])

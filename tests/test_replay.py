@@ -71,7 +71,8 @@ def test_whatever_dies_the_innocent_get_every_token_once(clients, poison, kills)
     clients = [Client(lengths, at) for lengths, at in zip(clients, poison)]
     jobs = Jobs()
     for i, client in enumerate(clients):
-        jobs.add(client.submission, i)
+        client.submission.number = i
+        jobs.add(client.submission)
     process, clock = Process(clients, jobs.due()), 0
     while len(jobs):
         clock += 1
@@ -105,7 +106,7 @@ def test_whatever_dies_the_innocent_get_every_token_once(clients, poison, kills)
 
 def test_a_text_that_comes_again_otherwise_is_given_up():
     client, jobs = Client([5]), Jobs()
-    jobs.add(client.submission, 0)
+    jobs.add(client.submission)
     (add,) = jobs.due()
     assert jobs.take(Output(add.id, (Token(7),)))
     assert jobs.died(()) is None
@@ -118,7 +119,7 @@ def test_a_text_that_comes_again_otherwise_is_given_up():
 
 def test_a_prompts_numbers_are_told_once():
     client, jobs = Client([5]), Jobs()
-    jobs.add(client.submission, 0)
+    jobs.add(client.submission)
     (add,) = jobs.due()
     assert jobs.take(Output(add.id, (), (Token(1),)))[1][1].prompt == (Token(1),)
     jobs.died(())

@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 from starlette.responses import JSONResponse
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "timeout", "superseded"]
 
 
 class _Answer(BaseModel):
@@ -54,7 +54,7 @@ class SentenceAnswer(_Answer):
     completed_sentences: list[str] = []
     """All samples; there if n is more than 1."""
     finish_reason: FinishReason
-    """stop: the text came to its end; length: max_tokens were drawn."""
+    """stop: the text came to its end; length: max_tokens were drawn; timeout, superseded: see the request."""
     slides: int
     """How often the window of block_size tokens was moved on."""
     logprobs: Logprobs | None = None
@@ -69,7 +69,8 @@ class CompletionChoice(_Answer):
     text: str
     logprobs: Logprobs | None
     finish_reason: FinishReason | None
-    """stop: the text came to its end; length: max_tokens were drawn; null: the stream goes on."""
+    """stop: the text came to its end; length: max_tokens were drawn; timeout, superseded: see the request; null: the
+    stream goes on."""
     slides: int
     """How often the window of block_size tokens was moved on."""
 

@@ -112,13 +112,14 @@ async def metrics(request: Request) -> Response:
 
 async def _complete(request: Request, schema: type[schemas.Parsed], form_of: type[Form]) -> Response:
     service = service_of(request, needs_key=True)
+    number = service.engine.next_number()  # now: bodies and prompts take some longer than others
     body = await read_body(request)
     if service.engine.closed:
         raise ApiError(503, service.engine.closed, headers=RETRY_AFTER)
     # Beside the event loop: a large body takes tenths of a second.
     parsed, prompts = await run_in_threadpool(_read, service, schema, body)
     await _check_constraint(service, parsed)
-    generation = Generation(service, parsed, prompts)
+    generation = Generation(service, parsed, prompts, number)
     form = form_of(generation)
     if parsed.stream:
         return _Events(form)

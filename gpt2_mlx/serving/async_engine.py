@@ -6,20 +6,19 @@ left out: a client sees a pause and nothing else.
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 from ..generation.prefixes import PrefixCounts
 from . import messages
-from .messages import Add, Cancel, Loaded, NotLoaded, NotTaken, Pass, Step, Swap
+from .messages import Add, Cancel, Loaded, NotLoaded, NotTaken, Step, Swap
+from .pulse import Pulse
 from .replay import Jobs
 from .submission import EngineFailed, Job, QueueFull, Refused, Submission, Unavailable
 
-SILENCE = 10.0  # seconds that a pass may take, and
-TIMES = 5.0  # this many times what its tokens take, a token having taken what the slowest has taken so far
 LONGEST_WAIT = 30.0  # seconds between two trials to start a process
 STOPPED = "the server has stopped"
 
@@ -39,6 +38,7 @@ class AsyncEngine:
         on_restart: called when another process is started.
         checkpoint: the folder of the checkpoint that answers where none is named.
         n_running: the sequences that have a slot.
+        next_number: gives a number for a request, larger than those of requests that came before.
         failure: why the first process could not be started, if it could not.
     """
 
@@ -51,15 +51,13 @@ class AsyncEngine:
         self.swapping: Path | None = None  # what is being loaded to answer next
         self._launch = launch
         self._jobs = Jobs()
-        self._n_requests = 0
+        self.next_number = itertools.count(1).__next__
         self._loaded = self._draining = False
         self._trouble: str | None = None
         self._pipe: asyncio.WriteTransport | None = None  # to the process
         self._task: asyncio.Task | None = None
         self._process = launch(checkpoint)
-        self._heard = 0.0  # when the process last said something, on the monotonic clock
-        self._pass = Pass((), 0)  # the one at work
-        self._slowest = 0.0  # seconds a token
+        self._pulse = Pulse()
 
     def start(self, on_failure: Callable[[], None] = lambda: None) -> None:
         """Attend to the process, and to those that follow it. `on_failure` is called if the first cannot load."""
@@ -102,30 +100,45 @@ class AsyncEngine:
         full = f"the queue is full: {self.n_waiting} wait" if self.n_waiting >= self.max_queue else None
         return self.closed or self._trouble or full
 
-    def submit(self, jobs: list[Job], checkpoint: Path | None = None) -> Submission:
+    def submit(
+        self,
+        jobs: list[Job],
+        checkpoint: Path | None = None,
+        number: int | None = None,
+        key: str | None = None,
+        timeout: float | None = None,
+    ) -> Submission:
         """Queue the jobs of a request.
 
         Args:
             jobs: what is asked for.
             checkpoint: the folder of the one to answer with, if not the one that answers now.
+            number: when the request came; see `next_number`.
+            key: end the request with this key that came earlier, with the finish_reason "superseded".
+            timeout: end the texts where they are after so many seconds, with the finish_reason "timeout".
 
         Raises:
-            QueueFull: `max_queue` sequences wait already.
-            Unavailable: see `closed`.
+            QueueFull, Unavailable: `max_queue` sequences wait already; see `closed`.
         """
         if reason := self.closed:
             raise Unavailable(reason)
+        number = number or self.next_number()
+        other = self._jobs.with_key(key) if key else None
+        if other and other.number < number:
+            self._end(other, "superseded")
         if self.n_waiting >= self.max_queue:
             raise QueueFull(f"{self.n_waiting} sequences wait already; at most {self.max_queue} may")
-        submission = Submission(jobs, checkpoint or self.checkpoint, self._cancel)
-        self._n_requests += 1
-        self._jobs.add(submission, self._n_requests)
+        submission = Submission(jobs, checkpoint or self.checkpoint, self._cancel, number, key)
+        self._jobs.add(submission)
+        if other and other.number > number:  # it was overtaken on its way here
+            self._end(submission, "superseded")
+        elif timeout:
+            submission.deadline = asyncio.get_running_loop().call_later(timeout, self._end, submission, "timeout")
         self._send_due()
         return submission
 
     def swap(self, checkpoint: Path) -> None:
-        """Answer with another checkpoint as soon as it is loaded. If it cannot be, the log says so and the old one
-        goes on."""
+        """Answer with another checkpoint as soon as it is loaded. If it cannot be, the log says so."""
         self.swapping = checkpoint
         self._send(Swap(checkpoint))
 
@@ -135,10 +148,14 @@ class AsyncEngine:
             self._send(Cancel(id))
         self._send_due()
 
+    def _end(self, submission: Submission, reason: str) -> None:
+        self._jobs.conclude(submission, reason)
+        self._cancel(submission)
+
     def _send_due(self) -> None:
         if self._pipe:
             if not self._jobs.n_sent:
-                self._heard = time.monotonic()  # from now on it is expected to say something
+                self._pulse.expect()
             for message in self._jobs.due():
                 self._send(message)
 
@@ -159,7 +176,7 @@ class AsyncEngine:
             self._trouble = f"the engine's process ended ({how}), and another is starting"
             if was_loaded:
                 trials = 0
-                if submission := self._jobs.died(self._pass.ids):
+                if submission := self._jobs.died(self._pulse.at_work.ids):
                     submission.put(EngineFailed("the engine failed twice on this request"))
             else:
                 trials += 1
@@ -173,12 +190,12 @@ class AsyncEngine:
         loop, reader = asyncio.get_running_loop(), asyncio.StreamReader()
         await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), self._process.stdout)
         self._pipe, _ = await loop.connect_write_pipe(asyncio.BaseProtocol, self._process.stdin)
-        self._pass, self._heard, how = Pass((), 0), time.monotonic(), ""
+        self._pulse.begin()
         self._jobs.rewind()
         self._send_due()
         if self.swapping:
             self._send(Swap(self.swapping))
-        watching = loop.create_task(self._kill_if_it_hangs())
+        watching, how = loop.create_task(self._pulse.watch(self._is_due, self._process.kill)), ""
         try:
             while message := await messages.receive(reader):
                 how = self._act(message) or how
@@ -193,11 +210,7 @@ class AsyncEngine:
 
     def _act(self, message: object) -> str | None:
         """Do what a message asks for; returns why the process will end, if it says so."""
-        now = time.monotonic()
-        if self._pass.n_tokens:
-            self._slowest = max(self._slowest, (now - self._heard) / self._pass.n_tokens)
-        self._heard = now
-        self._pass = message if isinstance(message, Pass) else Pass((), 0)
+        self._pulse.hear(message)
         match message:
             case Loaded(checkpoint):
                 self._loaded, self._trouble, self.checkpoint = True, None, checkpoint
@@ -228,18 +241,9 @@ class AsyncEngine:
             self._cancel(submission)
             submission.put(error)
 
-    async def _kill_if_it_hangs(self) -> None:
-        """Return when the process has been silent for too long, having killed it."""
-        while True:
-            began = time.monotonic()
-            await asyncio.sleep(0.25)
-            now = time.monotonic()
-            if now - began > 1.0:  # this process stood still itself
-                self._heard = now
-            is_due = self._jobs.n_sent and self._loaded and not self._trouble
-            if is_due and now - self._heard > SILENCE + TIMES * self._slowest * self._pass.n_tokens:
-                self._process.kill()
-                return
+    def _is_due(self) -> bool:
+        """Whether the process has to say something soon."""
+        return self._jobs.n_sent > 0 and self._loaded and not self._trouble
 
     def _end_all(self, reason: str) -> None:
         for submission in self._jobs.clear():

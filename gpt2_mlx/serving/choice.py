@@ -110,7 +110,7 @@ class Choice:
         if self._wants_notes:
             if output.prompt:  # in the first sample's output, which comes before the others'
                 self.prompt.notes = self._prompt_notes(output.prompt)
-            self._held += self.prompt.notes
+            self._held += self.prompt.notes or []  # none where the text was ended before the prompt was read
         return self.prompt.text
 
     def _prompt_notes(self, tokens: tuple[Token, ...]) -> list[TokenNote]:

@@ -36,11 +36,17 @@ MUCH = 500  # tokens with their numbers; the event loop stands still for a few m
 class Generation:
     """One request on its way: `with` ends it when it is left, `deltas` brings what its choices gain.
 
+    Args:
+        service: what answers.
+        request: what is asked for.
+        prompts: those of the request.
+        number: tells the order in which requests came; see `AsyncEngine.next_number`.
+
     Raises:
         ApiError: 429 or 503, the engine does not take it.
     """
 
-    def __init__(self, service: Service, request: TextRequest, prompts: list[EncodedPrompt]):
+    def __init__(self, service: Service, request: TextRequest, prompts: list[EncodedPrompt], number: int):
         self.service = service
         self.request = request
         self.prompts = prompts
@@ -53,7 +59,8 @@ class Generation:
         owners = [prompt for prompt in prompts for _ in samples]
         self.choices = [Choice(i, prompt, request, service.encoding) for i, prompt in enumerate(owners)]
         with as_api_errors():
-            self.submission = service.engine.submit(jobs, _checkpoint(service, request))
+            checkpoint = _checkpoint(service, request)
+            self.submission = service.engine.submit(jobs, checkpoint, number, request.supersede, request.timeout)
         service.telemetry.prompt_tokens.inc(self.usage.prompt_tokens)
 
     def __enter__(self) -> "Generation":

@@ -19,10 +19,10 @@ class _Job:
 
     submission: Submission
     number: int  # of the job in its submission
-    request: int
     id: int | None = None  # what the process knows it by; each time it is sent it gets another one
     ids: list[int] = field(default_factory=list)  # the tokens that came so far, from whichever process
     n_seen: int = 0  # how many of them this process has brought
+    latest: Output | None = None
     has_prompt: bool = False  # whether the prompt's numbers came
     deaths: int = 0  # of processes that ended in a pass with it, one after the other at the same token
     died_at: int = -1  # the number of tokens at the last of them
@@ -50,8 +50,13 @@ class Jobs:
         """The jobs that the process has."""
         return len(self._sent)
 
-    def add(self, submission: Submission, request: int) -> None:
-        self._unsent += [_Job(submission, number, request) for number in range(len(submission.jobs))]
+    def add(self, submission: Submission) -> None:
+        self._unsent += [_Job(submission, number) for number in range(len(submission.jobs))]
+
+    def with_key(self, key: str) -> Submission | None:
+        """The submission with this key that is under way."""
+        jobs = (*self._sent.values(), *self._unsent)
+        return next((job.submission for job in jobs if job.submission.key == key), None)
 
     def due(self) -> Iterator[Add | Cancel]:
         """What to tell the process now; jobs count as sent."""
@@ -72,14 +77,14 @@ class Jobs:
             self._last_id += 1
             job.id, job.n_seen = self._last_id, 0
             self._sent[job.id] = job
-            yield Add(job.id, *job.submission.jobs[job.number], job.request, job.submission.checkpoint)
+            yield Add(job.id, *job.submission.jobs[job.number], job.submission.number, job.submission.checkpoint)
 
     def _take_back(self, jobs: list[_Job]) -> None:
         """Have jobs wait again to be sent, before those that came later."""
         for job in jobs:
             del self._sent[job.id]
             job.id = None
-        self._unsent = sorted([*jobs, *self._unsent], key=lambda job: job.request)
+        self._unsent = sorted([*jobs, *self._unsent], key=lambda job: job.submission.number)
 
     def __contains__(self, job: _Job) -> bool:
         return job in self._unsent or job.id in self._sent
@@ -95,6 +100,7 @@ class Jobs:
         if known != ids[: len(known)]:
             return self.fail(output.id), EngineFailed("the text could not be drawn again as it was")
         job.ids += ids[len(known) :]
+        job.latest = output
         prompt = () if job.has_prompt else output.prompt
         job.has_prompt |= bool(output.prompt)
         fresh = dataclasses.replace(output, tokens=output.tokens[len(known) :], prompt=prompt)
@@ -120,6 +126,13 @@ class Jobs:
     def submission_of(self, id: int) -> Submission | None:
         """The submission of a job that the process has."""
         return self._sent[id].submission if id in self._sent else None
+
+    def conclude(self, submission: Submission, reason: str) -> None:
+        """Tell a submission that its texts end where they are."""
+        for job in (*self._sent.values(), *self._unsent):
+            if job.submission is submission:
+                event = dataclasses.replace(job.latest or Output(0, ()), tokens=(), prompt=(), finish_reason=reason)
+                submission.put((job.number, event))
 
     def fail(self, id: int) -> Submission | None:
         """The same, and it is forgotten whole."""

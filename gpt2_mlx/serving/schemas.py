@@ -14,6 +14,7 @@ from .errors import ApiError
 from .fields import Body, LogitBias, Prompt, Prompts, Stop
 from .formats import ResponseFormat, StructuredOutputs
 from .limits import (
+    MAX_KEY_CHARS,
     MAX_LABEL_CHARS,
     MAX_LABELS,
     MAX_LOGPROBS,
@@ -21,6 +22,7 @@ from .limits import (
     MAX_PROMPT_CHARS,
     MAX_SEQUENCES,
     MAX_TEMPERATURE,
+    MAX_TIMEOUT,
     MAX_TOKENS,
     MAX_TOP_K,
     N_SEEDS,
@@ -53,6 +55,11 @@ class _Request(Body):
     """What the text must be, as vLLM says it."""
     checkpoint: str | None = None
     """The checkpoint of the served run to answer with, such as "step-00000300"; the card lists them."""
+    supersede: str | None = Field(None, min_length=1, max_length=MAX_KEY_CHARS)
+    """A key of the client's choice: this request ends the one before it with the same key, whose texts stay as they are
+    then, with the finish_reason "superseded"."""
+    timeout: float | None = Field(None, gt=0, le=MAX_TIMEOUT)
+    """Seconds, those in the queue too, after which the texts stay as they are, with the finish_reason "timeout"."""
 
     @cached_property
     def constraint(self) -> tuple[str, Constraint] | None:

@@ -36,14 +36,27 @@ class Submission:
         jobs: what was asked for.
         checkpoint: the folder of the checkpoint that answers.
         cancel: tells the engine to end a job.
+        number: of the request, in the order in which requests came.
+        key: which earlier request it supersedes, and which later one supersedes it.
+
+    Attributes:
+        deadline: ends it, if it has a timeout.
 
     Raises:
         EngineFailed, Refused, QueueFull, Unavailable: while iterating.
     """
 
-    def __init__(self, jobs: list[Job], checkpoint: Path, cancel: Callable[["Submission", int], None]):
-        self.jobs = jobs
-        self.checkpoint = checkpoint
+    def __init__(
+        self,
+        jobs: list[Job],
+        checkpoint: Path,
+        cancel: Callable[["Submission", int], None],
+        number: int = 0,
+        key: str | None = None,
+    ):
+        self.jobs, self.checkpoint = jobs, checkpoint
+        self.number, self.key = number, key
+        self.deadline: asyncio.TimerHandle | None = None
         self._cancel = cancel
         self._open = set(range(len(jobs)))
         self._events: asyncio.Queue[Event | Exception] = asyncio.Queue()
@@ -59,6 +72,8 @@ class Submission:
 
     def close(self) -> None:
         """End all jobs that go on."""
+        if self.deadline:
+            self.deadline.cancel()
         for number in sorted(self._open):
             self.cancel(number)
 
