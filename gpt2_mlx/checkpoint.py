@@ -17,6 +17,7 @@ from .model import GPT2
 
 DTYPES = ("float32", "bfloat16", "float16")
 LINKS = ("latest", "best")  # of a run, to its checkpoints
+FOR_TRAINING = ("optimizer.safetensors", "state.json")  # what only training needs
 _NAME = re.compile(r"step-(\d{8,})")
 
 
@@ -160,7 +161,7 @@ def linked(run: Path, name: str) -> Path:
 
 def is_whole(folder: Path) -> bool:
     """Whether a training can go on from a folder."""
-    return {"config.json", "model.safetensors", "optimizer.safetensors", "state.json"} <= {f.name for f in folder.glob("*")}
+    return all((folder / name).is_file() for name in ("config.json", "model.safetensors", *FOR_TRAINING))
 
 
 def newest_run(folder: Path, file: str | None = None) -> Path:
@@ -175,9 +176,8 @@ def newest_run(folder: Path, file: str | None = None) -> Path:
 def prune(run: Path, keep: int) -> None:
     """Delete a run's checkpoints, except the newest `keep` and those that `latest` and `best` point to."""
     kept = {linked(run, name).resolve().name for name in LINKS}
-    for folder in all_of(run)[:-keep]:
-        if folder.name not in kept:
-            remove_folder(folder)
+    for folder in (path for path in all_of(run)[:-keep] if path.name not in kept):
+        remove_folder(folder)
 
 
 def mark(run: Path, name: str, folder: Path) -> None:

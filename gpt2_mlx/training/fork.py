@@ -79,6 +79,6 @@ def bring_best(origin: Origin, run: Path, progress: Progress) -> None:
         return
     with new_folder(run / name) as aside:
         for file in best.iterdir():
-            if file.name not in ("optimizer.safetensors", "state.json"):  # so that nothing goes on from here
+            if file.name not in checkpoint.FOR_TRAINING:  # so that nothing goes on from here
                 shutil.copyfile(file, aside / file.name)
     checkpoint.mark(run, "best", run / name)
