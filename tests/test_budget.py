@@ -90,7 +90,7 @@ def test_a_run_of_minutes_has_the_bytes_of_one_of_as_many_steps(text, tmp_path, 
     given = trained(settled(text, tmp_path / "given", max_steps=8))
     found = settled(text, tmp_path / "found", minutes=5.1 / 60)
     assert (found.config.max_steps, found.config.minutes) == (8, None)
-    assert "minutes hold 8 steps of 0.5 s" in capsys.readouterr().out
+    assert "--minutes 0.085 holds 8 steps of 0.5 s" in capsys.readouterr().out
     assert trained(found) == given
     config, other = (json.loads((one / "train.json").read_text())["config"] for one in (found.run, tmp_path / "given"))
     assert config | {"out": ""} == other | {"out": ""}
@@ -115,9 +115,15 @@ def test_a_few_batches_tell_how_long_a_split_takes(text, tmp_path, monkeypatch, 
     assert mx.get_active_memory() - held < 100_000  # not the weights and moments that were timed
     batches = [math.ceil((eval_tokens or len(one.dataset.split(name)) - 1) / 32) for name in ("val", "test")]
     assert [seconds.validation, seconds.test] == [n / 2 for n in batches]  # two of them were timed
-    assert (seconds.step, seconds.sample, seconds.save, seconds.curve) == (1 / 3, 1, 1, 1)
+    assert (seconds.step, seconds.sample, seconds.save, seconds.curve) == (1, 1, 1, 1)
     assert seconds.begin > 0
     assert not (tmp_path / "run").exists()
+
+
+def test_a_pause_of_the_machine_is_not_taken_for_its_speed(text, tmp_path, monkeypatch):
+    one, times = settled(text, tmp_path / "run", max_steps=9), iter([0.5, 0.5, 60, 0.75, 0.5, 0.75])
+    monkeypatch.setattr(budget, "_timed", lambda *_: next(times, 1.0))
+    assert budget.measure(dataclasses.replace(one.config, minutes=0.01), one.dataset).step == 0.75
 
 
 def test_minutes_that_are_too_few_are_refused_with_the_least(text, tmp_path, half_a_second_a_step):

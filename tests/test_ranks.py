@@ -107,7 +107,7 @@ cli.run(train.main)
 """
     done = launch([sys.executable, "-c", code])
     assert done.returncode == 0, done.stderr
-    assert "0.1 minutes hold 6 steps of 1 s" in done.stdout
+    assert "--minutes 0.1 holds 6 steps of 1 s" in done.stdout
     assert metrics.read(tmp_path / "two" / "metrics.jsonl")[-1]["step"] == 6
 
 

@@ -22,7 +22,7 @@ from .config import TrainConfig
 from .trainer import FINAL_SAMPLES, SAMPLE_PROMPT, SAMPLE_TOKENS, Trainer
 
 _ROUNDS = 2  # batches that each process evaluates to be timed
-_LEAST_STEPS, _LONGEST_S = 3, 10  # steps that are timed, and for how long at most where they are more
+_LEAST_STEPS, _LONGEST_S = 5, 10  # steps that are timed, and for how long at most where they are more
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,8 @@ def settle(config: TrainConfig, settings: Callable[[int], TrainConfig], dataset:
     settled = settings(steps)
     passes = steps * config.batch_size * config.grad_accum_steps * config.block_size / len(dataset.split("train"))
     print(
-        f"time:   {config.minutes:g} minutes hold {steps:,} steps of {seconds.step:.3g} s, which read the text"
-        f" {passes:.1f} times, with validations of {seconds.validation:.3g} s, {seconds.begin:.3g} s after the start",
+        f"time:   --minutes {config.minutes:g} holds {steps:,} steps of {seconds.step:.3g} s, which read the text"
+        f" {passes:.3g} times, with validations of {seconds.validation:.3g} s, {seconds.begin:.3g} s after the start",
         flush=True,
     )
     return settled
@@ -108,16 +108,15 @@ def _parts(config: TrainConfig, dataset: TokenDataset) -> tuple[float, tuple[flo
 
 
 def _seconds_per_step(trainer: Trainer, lasting: float) -> float:
-    """The mean of some steps after one that compiles: as many as last so many seconds, and a few at least."""
+    """The median of some steps, which a pause of the machine does not move: as many as last so long, and a few at least."""
 
-    def take(steps: int) -> None:
-        for i in range(steps):
-            mx.eval(trainer.step(trainer.read(i), 0.0, i), trainer.step.state)
+    def take(number: int) -> None:
+        mx.eval(trainer.step(trainer.read(number), 0.0, number), trainer.step.state)
 
-    take(1)
-    once = _timed(take, 1)
+    take(0)  # compiles
+    once = _timed(take, 0)
     steps = ranks.ask_first(lambda: max(_LEAST_STEPS, int(lasting / once)))
-    return _timed(take, steps) / steps
+    return statistics.median(_timed(take, number) for number in range(steps))
 
 
 def _rounds(config: TrainConfig, dataset: TokenDataset, split: str) -> int:
