@@ -108,7 +108,7 @@ def _parts(config: TrainConfig, dataset: TokenDataset) -> tuple[float, tuple[flo
 
 
 def _seconds_per_step(trainer: Trainer, lasting: float) -> float:
-    """The median of some steps, which a pause of the machine does not move: as many as last so long, and a few at least."""
+    """The median of as many steps as last so long, and of a few at least. A pause of the machine does not move it."""
 
     def take(number: int) -> None:
         mx.eval(trainer.step(trainer.read(number), 0.0, number), trainer.step.state)
