@@ -188,6 +188,68 @@ def test_a_link_and_the_copies_reproduce_the_text(tab, browser):
         assert json.loads(answer.stdout)["completed_sentence"] == texts[0]
 
 
+def asked_by(tab) -> list[dict]:
+    """The bodies of the requests for texts that the page sends from now on."""
+    bodies = []
+    tab.on("request", lambda r: bodies.append(r.post_data_json) if r.url.endswith("complete-sentence") else None)
+    return bodies
+
+
+GREY = "#ghost:not([hidden])"
+
+
+def test_what_might_come_next_is_taken_over_with_tab_and_dismissed_with_escape(tab, url):
+    bodies = asked_by(tab)
+    tab.fill("#seed", "1")
+    tab.type("#text", "KING")
+    tab.check("#ahead")
+    assert tab.get_attribute("#text", "aria-autocomplete") == "inline"
+    assert not tab.is_visible(GREY) and not bodies  # nothing has been typed in this mode
+    tab.type("#text", "S")
+    tab.wait_for_selector(GREY)
+    typed, grey = tab.eval_on_selector_all("#ghost span", "all => all.map(s => s.textContent)")
+    assert typed == tab.input_value("#text") == "KINGS" and "Tab takes it over" in tab.inner_text("#live")
+    whole = http.post(url + "/complete-sentence", json=bodies[-1]).json()["completed_sentence"]
+    assert whole == "KINGS" + grey and len(bodies) == 1
+    tab.press("#text", "Tab")
+    assert tab.input_value("#text") == whole and tab.evaluate("document.activeElement.id") == "text"
+    tab.wait_for_selector(GREY)  # it goes on from there
+    tab.press("#text", "Escape")
+    assert not tab.is_visible(GREY) and tab.input_value("#text") == whole
+    tab.press("#text", "Tab")
+    assert tab.input_value("#text") == whole and tab.evaluate("document.activeElement.id") != "text"
+    assert tab.locator("article").count() == 0
+    assert len({body["supersede"] for body in bodies}) == 1 and all(body["timeout"] == 10 for body in bodies)
+
+
+def test_while_keys_come_nothing_is_asked_and_an_old_answer_is_not_shown(tab):
+    bodies, held = asked_by(tab), []
+
+    def hold_the_first(route):
+        held.append(route)
+        if len(held) > 1:
+            route.continue_()
+
+    tab.route("**/complete-sentence", hold_the_first)
+    tab.check("#ahead")
+    tab.focus("#text")
+    at_once = """words => { for (const word of words) document.execCommand("insertText", false, word); }"""
+    tab.evaluate(at_once, ["a", "b", "c"])
+    eventually(lambda: tab.evaluate("true") and held)  # asking the page lets it tell of requests
+    tab.evaluate(at_once, ["d"])
+    tab.wait_for_selector(GREY)
+    shown = tab.inner_text("#ghost")
+    assert [body["text"] for body in bodies] == ["abc", "abcd"]
+    answer = {"completed_sentence": "abcOLD", "finish_reason": "length"}
+    with tab.expect_response("**/complete-sentence"):
+        held[0].fulfill(json=answer)
+    tab.evaluate("fetch('health').then(answer => answer.text())")  # the page has seen the old one by then
+    assert tab.inner_text("#ghost") == shown and "OLD" not in shown
+    tab.press("#text", "ArrowLeft")  # in the middle of a text there is none
+    tab.wait_for_selector("#ghost", state="hidden")
+    tab.unroute("**/complete-sentence")
+
+
 def test_a_key_is_asked_for_and_kept_out_of_the_address(browser, folder):
     with begun(folder, "--api-key", "sesame") as (_, url), contextlib.closing(browser.new_page()) as tab:
         tab.goto(url)

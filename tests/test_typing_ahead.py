@@ -23,7 +23,7 @@ def fake():
 def run(fake, test):
     async def main():
         async with running(fake) as engine:
-            return await test(engine)
+            return await asyncio.wait_for(test(engine), PATIENCE)
 
     return asyncio.run(main())
 

@@ -62,6 +62,7 @@ function grow() {
 
 async function run() {
   running?.abort();
+  dismiss();
   complain(null);
   const bad = NUMBERS.find(name => form[name].validity.badInput);
   if (bad) return complain(`${bad} is not a number.`, bad);
@@ -111,11 +112,14 @@ class Problem extends Error {
 }
 const GONE = "The server does not answer. Is it still running? Your text is kept.";
 
-async function complete(body, own, signal, begin) {
+function ask(body, signal) {
   const headers = { "Content-Type": "application/json" };
   if ($("key").value) headers.Authorization = `Bearer ${$("key").value}`;
-  const request = { ...body, stream: true, logprobs: ALTERNATIVES };
-  const response = await fetch("complete-sentence", { method: "POST", headers, body: JSON.stringify(request), signal });
+  return fetch("complete-sentence", { method: "POST", headers, body: JSON.stringify(body), signal });
+}
+
+async function complete(body, own, signal, begin) {
+  const response = await ask({ ...body, stream: true, logprobs: ALTERNATIVES }, signal);
   if (!response.ok) throw await problem(response);
   begin();
   for await (const event of events(response.body)) {
@@ -167,6 +171,55 @@ function complain(message, field) {
   input.setAttribute("aria-describedby", "error");
   if ($("settings").contains(input)) $("settings").open = true;
   input.focus();
+}
+
+// ---- What might come next, in grey, while the user types
+
+const AHEAD = 16, PAUSE = 250, PATIENCE = 10; // tokens, milliseconds without a key, seconds
+const key = `playground-${newSeed()}`; // this page's: each request ends the one before
+const [typed, grey] = $("ghost").children;
+let pause = 0;
+
+function type() {
+  dismiss();
+  grow();
+  if ($("ahead").checked && form.text.value) pause = setTimeout(suggest, PAUSE);
+}
+
+function dismiss() {
+  clearTimeout(pause);
+  $("ghost").hidden = true;
+}
+
+const atEnd = () => document.activeElement === form.text && form.text.selectionStart === form.text.value.length;
+
+async function suggest() {
+  const [body] = bodies();
+  const max_tokens = Math.min(AHEAD, body.max_tokens ?? AHEAD);
+  const response = await ask({ ...body, n: 1, max_tokens, supersede: key, timeout: PATIENCE }).catch(() => null);
+  if (body.text !== form.text.value || !$("ahead").checked) return; // the user has typed on
+  if (!response?.ok) {
+    if (response && ![429, 503].includes(response.status)) complain((await problem(response)).message);
+    return;
+  }
+  const { completed_sentence, finish_reason } = await response.json();
+  const next = completed_sentence.slice(body.text.length);
+  if (!next || finish_reason === "superseded" || body.text !== form.text.value || !atEnd()) return;
+  typed.textContent = body.text;
+  grey.textContent = next;
+  $("ghost").hidden = false;
+  $("ghost").scrollTop = form.text.scrollTop;
+  $("live").textContent = `${next}. Tab takes it over, Escape dismisses it.`;
+}
+
+function onKey(event) {
+  if ($("ghost").hidden || event.shiftKey || event.ctrlKey || event.altKey || event.metaKey) return;
+  if (event.key !== "Tab" && event.key !== "Escape") return;
+  event.preventDefault();
+  event.stopPropagation(); // Escape stops no run here
+  const next = grey.textContent;
+  dismiss();
+  if (event.key === "Tab") document.execCommand("insertText", false, next); // can be undone, and is an input
 }
 
 // ---- A text: its tokens, shaded, each with what else might have stood there
@@ -387,7 +440,15 @@ $("dice").onclick = () => { form.seed.value = newSeed(); run(); };
 $("checkpoints").onchange = limit;
 $("shade").onchange = () => document.body.classList.toggle("plain", !$("shade").checked);
 document.querySelectorAll("[data-copy]").forEach(button => { button.onclick = () => copy(button); });
-form.text.oninput = grow;
+form.text.oninput = type;
+form.text.onkeydown = onKey;
+form.text.onblur = dismiss;
+document.onselectionchange = () => { if (!atEnd()) dismiss(); };
+$("ahead").onchange = () => {
+  dismiss();
+  if ($("ahead").checked) form.text.setAttribute("aria-autocomplete", "inline");
+  else form.text.removeAttribute("aria-autocomplete");
+};
 form.querySelectorAll(".row").forEach(row => {
   const [number, range] = row.querySelectorAll("input");
   if (!range) return;
