@@ -15,14 +15,16 @@ _BUFFERS_PER_PART_ON_GPU = 4  # of two parts, since a GPU's command buffers run 
 _KEPT_IN_16_BITS = 0.7  # of the bytes kept in float32; softmax, norms and GELU keep some numbers in float32
 _BLOCKS_AT_WORK = 3  # blocks' activations in the backward pass: the kept ones, their gradients, the next block's
 _SCORES_AT_WORK = 5  # the same for attention scores
-_MUON_COPIES = 3  # of the blocks' matrices, since Muon makes all of them orthogonal at once
+_TABLES_OF_SUMS = 1.5  # of wte's size, where its gradient is added to the sums of earlier micro-batches
+_TABLES_ON_GPU = 1.5  # of wte's size, since a GPU's command buffers run ahead
+_MUON_COPIES = 3  # of a part's matrices, which Muon makes orthogonal at once
 
 
 def predict(config: TrainConfig, processes: int = 1) -> Usage:
     """What holds memory at the peak of a step, for resolved settings; the sum is the peak.
 
     The peak is one of three moments: in the loss, when all activations are kept; at the end of the backward pass, when
-    all gradients exist; or in the update, when weights and moments exist twice.
+    all gradients exist and that of wte is added up; or in the update, which writes weights and moments in their place.
     """
     model = config.model_config()
     L, C, T, V = model.n_layer, model.n_embd, model.block_size, model.vocab_size
@@ -43,16 +45,18 @@ def predict(config: TrainConfig, processes: int = 1) -> Usage:
         "attention scores": 0 if config.grad_checkpoint else L * scores,
         "logits": streams * (_BUFFERS_PER_PART_ON_GPU if device.on_gpu() else _BUFFERS_PER_PART) * 4 * rows * V,
     }
+    tables = 2 * streams - 1 + several * _TABLES_OF_SUMS + device.on_gpu() * _TABLES_ON_GPU
     backward = {
         **states,
-        "gradients": weights * several + streams * (weights + table) + (table if streams > 1 else 0),
+        "gradients": weights + tables * table,
         "activations": _BLOCKS_AT_WORK * kept,
         "attention scores": _SCORES_AT_WORK * scores,
     }
     update = {
         **states,
-        "gradients": weights * (2 if processes > 1 else 1),
-        "updated": weights + moments + is_muon * _MUON_COPIES * blocks,
+        "gradients": weights + table,  # and wte's squares
+        "sent": 2 * max(part_size(weights), table) if processes > 1 else 0,
+        "orthogonal": is_muon * _MUON_COPIES * min(part_size(weights), blocks),
     }
     return max((loss, backward, update), key=lambda usage: sum(usage.values()))
 
@@ -66,6 +70,11 @@ def _activations(config: TrainConfig) -> tuple[float, float]:
         return kept, 0
     scores = size * tokens * config.n_head * config.block_size
     return kept, scores * (2.25 if config.dropout else 1)  # dropout keeps its result and its mask, too
+
+
+def part_size(size: float) -> float:
+    """The bytes of a part of gradients or weights of `size` bytes: a step evaluates part by part, a small model whole."""
+    return max(64e6, size / 8)
 
 
 def peak(config: TrainConfig, processes: int = 1) -> float:

@@ -34,15 +34,25 @@ class _Guarded(optim.Optimizer):
         return updated
 
 
+def _apart(*arrays: mx.array) -> list[mx.array]:
+    """The arrays, which `mx.compile` then computes in kernels of their own, apart from what is made of them.
+
+    A kernel of one result writes it in the place of an argument that nobody else holds. One of several never does.
+    """
+    return mx.depends(list(arrays), [])
+
+
 class AdamW(_Guarded, optim.AdamW):
-    """MLX's AdamW (Loshchilov & Hutter 2019), written so that `mx.compile` makes one kernel per parameter."""
+    """MLX's AdamW (Loshchilov & Hutter 2019), written so that `mx.compile` makes few kernels per parameter."""
 
     def apply_single(self, gradient: mx.array, parameter: mx.array, state: dict) -> mx.array:
         (b1, b2), rate, step = self.betas, self.learning_rate, self.step
-        state["m"] = state["m"] + mx.where(self._taken, 1 - b1, 0) * (gradient - state["m"])
-        state["v"] = state["v"] + mx.where(self._taken, 1 - b2, 0) * (gradient * gradient - state["v"])
-        denominator = mx.sqrt(state["v"]) * mx.rsqrt(1 - b2**step) + self.eps
-        return parameter * (1 - rate * self.weight_decay) - rate / (1 - b1**step) * state["m"] / denominator
+        m = state["m"] = state["m"] + mx.where(self._taken, 1 - b1, 0) * (gradient - state["m"])
+        v = state["v"] = state["v"] + mx.where(self._taken, 1 - b2, 0) * (gradient * gradient - state["v"])
+        if parameter.ndim > 1:
+            m, v = _apart(m, v)
+        denominator = mx.sqrt(v) * mx.rsqrt(1 - b2**step) + self.eps
+        return parameter * (1 - rate * self.weight_decay) - rate / (1 - b1**step) * m / denominator
 
 
 class Muon(_Guarded, optim.Muon):
@@ -61,10 +71,13 @@ class Muon(_Guarded, optim.Muon):
     def apply_single(self, gradient: mx.array, parameter: mx.array, state: dict) -> mx.array:
         m, n = parameter.shape
         with mx.stream(next(self._streams)):
-            v = state["v"]
-            moved = super().apply_single(gradient, mx.zeros_like(parameter), state)
-            moved = moved * (0.2 * max(m, n) ** 0.5 / max(1, m / n) ** 0.5)  # undoes MLX's factor max(1, m / n)^0.5
-            state["v"] = mx.where(self._taken, state["v"], v)
+            v = self.momentum * state["v"] + (1 - self.momentum) * gradient
+            state["v"] = mx.where(self._taken, v, state["v"])
+            (v,) = _apart(state["v"])
+            nesterov = gradient * (1 - self.momentum) + v * self.momentum
+            orthogonal = self._zeropower_via_newtonschulz5(nesterov, self.ns_steps)
+            shape = max(1, m / n) ** 0.5
+            moved = (0 - self.learning_rate * shape * orthogonal) * (0.2 * max(m, n) ** 0.5 / shape)
             return parameter * (1 - self.learning_rate * self.decay) + moved
 
 

@@ -3,7 +3,7 @@
 from functools import partial, reduce
 
 import mlx.core as mx
-from mlx.utils import tree_map
+from mlx.utils import tree_flatten, tree_map
 
 from .. import device
 from ..model import GPT2
@@ -38,7 +38,7 @@ class Step:
     def __call__(
         self, batches: list[Batch], rate: float, number: int = 0, loss_scale: float = 1.0
     ) -> tuple[mx.array, mx.array, mx.array]:
-        """One step on the micro-batches of all processes, not yet evaluated.
+        """One step on the micro-batches of all processes, whose last part is not yet evaluated.
 
         Args:
             batches: this process's micro-batches; every process has the same number of them.
@@ -54,13 +54,18 @@ class Step:
         scale = mx.array(loss_scale)
         sums = self.gradients(*batches[0], keys[0], scale)
         for batch, key in zip(batches[1:], keys[1:]):
-            mx.eval(sums)  # one micro-batch's activations at a time
+            _evaluate(sums)  # one micro-batch's activations at a time
             sums = tree_map(mx.add, sums, self.gradients(*batch, key, scale))
         if ranks.size() > 1:
-            mx.eval(sums)
+            _evaluate(sums)
             sums = ranks.mean(sums)
-            mx.eval(sums)  # macOS ends a GPU's work that waits for seconds, as an update would for a slow network
-        return self.update(sums, scale, mx.array(rate))
+            _evaluate(sums)  # macOS ends a GPU's work that waits for seconds, as an update would for a slow network
+        outcome = self.update(sums, scale, mx.array(rate))
+        _evaluate(sums)  # so that nothing but the update needs the old weights, and it writes the new ones over them
+        del sums
+        for part in _parts(self.model.trainable_parameters())[:-1]:
+            mx.eval(part)
+        return outcome
 
     @property
     def state(self) -> list[dict]:
@@ -101,3 +106,22 @@ class Step:
     def _key(self, micro_batch: int) -> mx.array:
         """The dropout key of a micro-batch. It follows from the seed and the number, so that nothing must be saved."""
         return mx.random.key(self.config.seed << 32 | micro_batch)
+
+
+def _parts(tree: tuple | dict) -> list[list[mx.array]]:
+    """The arrays of a tree from the last to the first, the order of a backward pass, in parts of a few arrays."""
+    arrays = [array for _, array in reversed(tree_flatten(tree))]
+    most, parts, size = memory.part_size(sum(array.nbytes for array in arrays)), [[]], 0
+    for array in arrays:
+        if size and size + array.nbytes > most:
+            parts.append([])
+            size = 0
+        parts[-1].append(array)
+        size += array.nbytes
+    return parts
+
+
+def _evaluate(sums: tuple) -> None:
+    """Evaluate gradients part by part: what a part was added up from is let go before the next one."""
+    for part in _parts(sums):
+        mx.eval(part)
