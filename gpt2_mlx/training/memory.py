@@ -73,7 +73,7 @@ def _activations(config: TrainConfig) -> tuple[float, float]:
 
 
 def part_size(size: float) -> float:
-    """The bytes of a part of gradients or weights of `size` bytes: a step evaluates part by part, a small model whole."""
+    """The bytes of a part of a tree of `size` bytes, which a step evaluates part by part; a small model is one."""
     return max(64e6, size / 8)
 
 
