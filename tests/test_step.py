@@ -42,16 +42,16 @@ def in_parts(monkeypatch, n: int) -> None:
 
 @pytest.mark.cpu("it is measured where the arrays are")
 @pytest.mark.parametrize(
-    "fields, ahead",  # the bytes a parameter of activations, and of what MLX allocates ahead of its work
+    "fields, parts, ahead",  # `ahead`: bytes a parameter of activations, and of what MLX allocates ahead of its work
     [
-        ({"batch_size": 2, "optimizer": "adamw"}, 2),
-        ({"batch_size": 2, "optimizer": "adamw", "grad_accum_steps": 2}, 2),
-        ({"batch_size": 2, "optimizer": "muon"}, 4),
+        ({"batch_size": 1, "optimizer": "adamw"}, 1, 3),
+        ({"batch_size": 2, "optimizer": "adamw", "grad_accum_steps": 2}, 8, 3),
+        ({"batch_size": 2, "optimizer": "muon"}, 8, 4),
     ],
     ids=str,
 )
-def test_weights_gradients_and_moments_exist_once(monkeypatch, fields, ahead):
-    in_parts(monkeypatch, 8)
+def test_weights_gradients_and_moments_exist_once(monkeypatch, fields, parts, ahead):
+    in_parts(monkeypatch, parts)
     gc.collect()
     elsewhere = mx.get_active_memory()
     one = taken_by(width=256, **fields)
