@@ -76,7 +76,7 @@ class Muon(_Guarded, optim.Muon):
             (v,) = _apart(state["v"])
             nesterov = gradient * (1 - self.momentum) + v * self.momentum
             orthogonal = self._zeropower_via_newtonschulz5(nesterov, self.ns_steps)
-            shape = max(1, m / n) ** 0.5
+            shape = max(1, m / n) ** 0.5  # MLX's factor, which is taken back: runs from before keep their bits
             moved = (0 - self.learning_rate * shape * orthogonal) * (0.2 * max(m, n) ** 0.5 / shape)
             return parameter * (1 - self.learning_rate * self.decay) + moved
 
