@@ -20,7 +20,6 @@ from pathlib import Path
 import tiktoken
 
 from . import checkpoint, device, pretrained
-from . import tokenizer as _tokenizer
 from .config import GPT2Config
 from .generation.text import generate, stream
 from .model import GPT2
@@ -43,4 +42,5 @@ def load(
         ValueError: there is none, it cannot be fetched, or it is broken; the message names what is.
     """
     blas.check()
-    return checkpoint.load(pretrained.find(source), device.dtype(dtype), quantize), _tokenizer.load()
+    folder = pretrained.find(source)
+    return checkpoint.load(folder, device.dtype(dtype), quantize), pretrained.vocabulary(folder).encoding

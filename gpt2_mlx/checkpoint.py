@@ -1,7 +1,6 @@
 """Save and load a checkpoint folder: config.json, model.safetensors, and the state that only training needs."""
 
 import re
-import shutil
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +13,7 @@ from . import cli, device, layout, tokenizer
 from .config import GPT2Config
 from .files import link, new_folder, read_json, remove_folder, write_json
 from .model import GPT2
+from .tokenizer import Vocabulary
 
 DTYPES = ("float32", "bfloat16", "float16")
 LINKS = ("latest", "best")  # of a run, to its checkpoints
@@ -21,26 +21,27 @@ FOR_TRAINING = ("optimizer.safetensors", "state.json")  # what only training nee
 _NAME = re.compile(r"step-(\d{8,})")
 
 
-def save(folder: Path, model: GPT2, optimizer_state: dict | None = None, state: dict | None = None) -> None:
+def save(
+    folder: Path,
+    model: GPT2,
+    optimizer_state: dict | None = None,
+    state: dict | None = None,
+    vocabulary: Vocabulary | None = None,
+) -> None:
     """Write a checkpoint folder; it appears whole or not at all.
 
     The model's parameters keep their dtype. Only training gives `optimizer_state`, a tree of arrays stored as
-    optimizer.safetensors, and `state`, stored as state.json.
+    optimizer.safetensors, and `state`, stored as state.json. The vocabulary is GPT-2's by default.
     """
+    vocabulary = vocabulary or tokenizer.gpt2()
     with new_folder(folder) as aside:
         _write_arrays(aside / "model.safetensors", layout.tensors(model))
-        write_json(aside / "config.json", layout.config_fields(model))
-        write_json(aside / "generation_config.json", {"bos_token_id": tokenizer.EOT, "eos_token_id": tokenizer.EOT})
-        write_json(
-            aside / "tokenizer_config.json",
-            {"tokenizer_class": "GPT2Tokenizer", "model_max_length": model.config.block_size}
-            | {f"{kind}_token": "<|endoftext|>" for kind in ("bos", "eos", "unk")},
-        )
-        shutil.copyfile(tokenizer.ASSETS / "encoder.json", aside / "vocab.json")
-        shutil.copyfile(tokenizer.ASSETS / "vocab.bpe", aside / "merges.txt")
-        if optimizer_state is not None:
-            _write_arrays(aside / "optimizer.safetensors", dict(tree_flatten(optimizer_state)))
+        write_json(aside / "config.json", layout.config_fields(model) | vocabulary.ends)
+        write_json(aside / "generation_config.json", vocabulary.ends)
+        for name, content in vocabulary.files(model.config.block_size).items():
+            (aside / name).write_bytes(content)
         if state is not None:
+            _write_arrays(aside / "optimizer.safetensors", dict(tree_flatten(optimizer_state)))
             write_json(aside / "state.json", state)
 
 
@@ -222,9 +223,8 @@ def _read_tensors(folder: Path) -> dict[str, mx.array]:
         return _read_arrays(whole)
     if not index.exists():
         raise ValueError(
-            f"{folder} has no model.safetensors; pickles (.bin, .pt) are not opened, since they may run any code. To"
-            " convert one that you trust:"
-            " transformers.AutoModelForCausalLM.from_pretrained(MODEL).save_pretrained(FOLDER)"
+            f"{folder} has no model.safetensors; pickles (.bin, .pt) are not opened, since they may run any code."
+            " To convert yours: transformers.AutoModelForCausalLM.from_pretrained(MODEL).save_pretrained(FOLDER)"
         )
     files = read_json(index).get("weight_map")
     if not isinstance(files, dict) or not all(isinstance(f, str) and Path(f).name == f for f in files.values()):

@@ -100,7 +100,7 @@ def _kind(name: str, array: mx.array, stored: mx.Dtype | int) -> Kind:
 class Vocabulary:
     """What llama.cpp makes its byte-level BPE from."""
 
-    tokens: list[str]  # by id; bytes are written as in GPT-2's encoder.json
+    tokens: list[str]  # by id; bytes are written as in a vocab.json
     merges: list[str]  # two tokens with a space between, the first learned first
     eot: int  # the id of the token that separates documents
     vocab_size: int  # the model's; what it has beyond the tokens is padding
@@ -111,9 +111,8 @@ class Vocabulary:
 
         Raises a ValueError where the files contradict each other or the model.
         """
-        paths = {"vocab.json": tokenizer.ASSETS / "encoder.json", "merges.txt": tokenizer.ASSETS / "vocab.bpe"}
-        vocab, merges = (folder / name if (folder / name).is_file() else own for name, own in paths.items())
-        ids = read_json(vocab)
+        vocab, merges, gpt2 = folder / "vocab.json", folder / "merges.txt", tokenizer.gpt2()
+        ids = read_json(vocab) if vocab.is_file() else gpt2.ids
         tokens = sorted(ids, key=ids.get)
         if [ids[token] for token in tokens] != list(range(len(ids))):
             raise ValueError(f"{vocab} must give its {len(ids)} tokens the ids from 0 to {len(ids) - 1}")
@@ -122,7 +121,7 @@ class Vocabulary:
         eot = read_json(folder / "config.json").get("eos_token_id")
         if eot not in range(len(ids)):
             raise ValueError(f"{folder / 'config.json'}: eos_token_id is {eot!r}; it must be an id of {vocab}")
-        lines = merges.read_text(encoding="utf-8").split("\n")
+        lines = (merges.read_text(encoding="utf-8") if merges.is_file() else gpt2.merges).split("\n")
         pairs = [line for line in lines if line and not line.startswith("#version:")]
         unknown = [pair for pair in pairs if pair.replace(" ", "", 1) not in ids]
         layout.refuse([f"{merges}: {pair!r} makes no token of {vocab}" for pair in unknown])

@@ -8,7 +8,6 @@ stored (out, in), as MLX multiplies with them. Both leave out the head, since it
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-from . import tokenizer
 from .config import GPT2Config
 from .model import GPT2, LAYER_NORM_EPSILON
 
@@ -46,8 +45,6 @@ def config_fields(model: GPT2) -> dict:
         "resid_pdrop": config.dropout,
         "layer_norm_epsilon": LAYER_NORM_EPSILON,
         "initializer_range": 0.02,
-        "bos_token_id": tokenizer.EOT,
-        "eos_token_id": tokenizer.EOT,
         "tie_word_embeddings": True,
         "torch_dtype": str(model.dtype).removeprefix("mlx.core."),
     }

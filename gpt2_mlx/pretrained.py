@@ -9,13 +9,14 @@ from typing import Literal
 from . import checkpoint, device, tokenizer
 from .files import read_json
 from .model import GPT2
+from .tokenizer import Vocabulary
 
 OPENAI = {name: f"openai-community/{name}" for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")}
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _TOKENIZERS = ("vocab.json", "tokenizer.json", "vocab.txt", "*.model")  # the last two are other models' vocabularies
 # The files to fetch from a hub model: no pickles, and no copies of the weights for other programs.
 _WEIGHTS = ("model.safetensors", "model-*.safetensors", "model.safetensors.index.json")
-_FILES = ["config.json", *_WEIGHTS, *_TOKENIZERS]
+_FILES = ["config.json", *_WEIGHTS, *_TOKENIZERS, "merges.txt"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,10 +31,11 @@ class LoadConfig:
     quantize: Literal[8, 4] | None = None
     """Round the matrices to 8 or 4 bits per weight: less memory, some loss of quality. Slower on Linux CPUs."""
 
-    def load(self, source: str | Path) -> GPT2:
+    def load(self, source: str | Path) -> tuple[GPT2, Vocabulary]:
         """Select the device and load the model that `find` finds. Raises as `find` and `checkpoint.load`."""
         device.select(self.device)
-        return checkpoint.load(find(source), device.dtype(self.dtype), self.quantize)
+        folder = find(source)
+        return checkpoint.load(folder, device.dtype(self.dtype), self.quantize), vocabulary(folder)
 
 
 def find(source: str | Path) -> Path:
@@ -45,7 +47,7 @@ def find(source: str | Path) -> Path:
             folder `owner` exists.
 
     Raises:
-        ValueError: there is no such model, it cannot be fetched, or its tokenizer is not GPT-2's.
+        ValueError: there is no such model, it cannot be fetched, or its vocabulary cannot be used.
     """
     if is_on_hub(source):
         folder = _fetch(OPENAI.get(str(source), str(source)))
@@ -54,7 +56,7 @@ def find(source: str | Path) -> Path:
             folder = checkpoint.resolve(Path(source))
         except ValueError as error:
             raise ValueError(f"{error}, nor is it {', '.join(OPENAI)} or owner/name on the Hugging Face hub") from None
-    _check_tokenizer(folder)
+    vocabulary(folder)
     return folder
 
 
@@ -97,14 +99,23 @@ def _is_whole(folder: Path) -> bool:
     return (folder / "model.safetensors").exists()
 
 
-def _check_tokenizer(folder: Path) -> None:
-    """Raise a ValueError where a folder's vocabulary is not GPT-2's. It may have further tokens."""
+def vocabulary(folder: Path) -> Vocabulary:
+    """The vocabulary of a checkpoint folder: GPT-2's, which may have further tokens, or one of its own.
+
+    Raises a ValueError where its own is no byte-level BPE whose ids are the ranks of the merges.
+    """
     file = next((file for pattern in _TOKENIZERS for file in folder.glob(pattern)), None)
     if file is None:  # a folder without a vocabulary is taken to have GPT-2's
-        return
-    content, own = file.read_bytes(), (tokenizer.ASSETS / "encoder.json").read_bytes()
-    if content != own and not _ids(content).items() >= _ids(own).items():
-        raise ValueError(f"{file} is not GPT-2's vocabulary: a model with a tokenizer of its own cannot be used")
+        return tokenizer.gpt2()
+    ids = _ids(file.read_bytes())
+    if ids.items() >= tokenizer.gpt2().ids.items():
+        return tokenizer.gpt2()
+    merges = folder / "merges.txt"
+    if file.name == "vocab.json" and merges.exists():
+        own = tokenizer.read(merges)
+        if own.ids == ids:
+            return own
+    raise ValueError(f"{file} is not GPT-2's vocabulary, nor one that follows from a merges.txt beside it as that does")
 
 
 def _ids(content: bytes) -> dict[str, int]:

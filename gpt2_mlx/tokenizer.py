@@ -1,64 +1,161 @@
-"""GPT-2's byte-level BPE (Radford et al. 2019, section 2.2) through tiktoken, offline."""
+"""Byte-level BPE (Radford et al. 2019, section 2.2) through tiktoken, offline: GPT-2's vocabulary and its like."""
 
 import codecs
 import functools
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import tiktoken
-from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 from tiktoken_ext.openai_public import ENDOFTEXT, r50k_pat_str
-
-from .files import sha256_of_each
 
 ASSETS = Path(__file__).parent / "assets"
 NAME = "gpt2"
-ENCODER_SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
 VOCAB_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
 VOCAB_SIZE = 50257
 EOT = 50256  # <|endoftext|>: separates documents
 
+BYTES = "bytes"  # the name of the vocabulary without merges
+LEAST = 257  # tokens of a vocabulary: 256 bytes and <|endoftext|>
+_HEADER = "#version: 0.2\n"  # the first line of a merges.txt
 
-@functools.cache  # reading the vocabulary takes a quarter of a second
-def load() -> tiktoken.Encoding:
-    """The GPT-2 tokenizer: `encode_ordinary(text)` gives ids below `VOCAB_SIZE`, `decode(ids)` the text again.
+# Each byte as a character that can be printed, in the order of the ids: files of vocabularies spell tokens in these.
+_PLAIN = [b for b in range(256) if chr(b).isprintable() and chr(b) != " "]
+_BYTES = _PLAIN + [b for b in range(256) if b not in _PLAIN]
+_CHARS = [chr(b) for b in _PLAIN] + [chr(256 + i) for i in range(256 - len(_PLAIN))]
+_BYTE_OF = str.maketrans({char: chr(byte) for char, byte in zip(_CHARS, _BYTES)})
 
-    Raises a ValueError where a vocabulary file is not the one that OpenAI published.
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """A byte-level BPE: 256 bytes, the token of each merge, and <|endoftext|>, with ids in this order.
+
+    So the id of a token is the rank of its merge, and tiktoken, transformers and mlx_lm give the same ids.
     """
-    paths = [ASSETS / "vocab.bpe", ASSETS / "encoder.json"]
-    for path, found, expected in zip(paths, sha256_of_each(paths), (VOCAB_SHA256, ENCODER_SHA256)):
-        if found != expected:
-            raise ValueError(f"{path} is not the file that OpenAI published: its SHA-256 is {found}")
-    with _no_copies():
-        ranks = data_gym_to_mergeable_bpe_ranks(*map(str, paths))
-    return tiktoken.Encoding(
-        NAME, explicit_n_vocab=VOCAB_SIZE, pat_str=r50k_pat_str, mergeable_ranks=ranks, special_tokens={ENDOFTEXT: EOT}
-    )
+
+    merges: str  # the content of merges.txt, from which all else follows
+
+    @property
+    def size(self) -> int:
+        """The number of tokens."""
+        return LEAST + self.merges.count("\n") - 1
+
+    @property
+    def eot(self) -> int:
+        """The id of <|endoftext|>, which separates documents."""
+        return self.size - 1
+
+    @property
+    def ends(self) -> dict[str, int]:
+        """What config.json says of the tokens that begin and end a text."""
+        return {"bos_token_id": self.eot, "eos_token_id": self.eot}
+
+    @property
+    def name(self) -> str:
+        """What --vocab calls it: "gpt2", "bytes" or the number of tokens."""
+        if self.sha256 == VOCAB_SHA256:
+            return NAME
+        return BYTES if self.size == LEAST else str(self.size)
+
+    @cached_property
+    def sha256(self) -> str:
+        """What tells vocabularies apart."""
+        return hashlib.sha256(self.merges.encode()).hexdigest()
+
+    @cached_property
+    def ids(self) -> dict[str, int]:
+        """The content of vocab.json."""
+        merged = [line.replace(" ", "") for line in self.merges.splitlines()[1:]]
+        return {token: id for id, token in enumerate([*_CHARS, *merged, ENDOFTEXT])}
+
+    @cached_property
+    def encoding(self) -> tiktoken.Encoding:
+        """`encode_ordinary(text)` gives ids below `eot`, `decode(ids)` the text again."""
+        ranks = {token.translate(_BYTE_OF).encode("latin-1"): id for token, id in self.ids.items()}
+        special = {ENDOFTEXT: ranks.pop(ENDOFTEXT.encode())}
+        return tiktoken.Encoding(
+            self.name, explicit_n_vocab=self.size, pat_str=r50k_pat_str, mergeable_ranks=ranks, special_tokens=special
+        )
+
+    @cached_property
+    def n_bytes(self) -> np.ndarray:
+        """How many bytes of text each token stands for, (size,) int64; <|endoftext|> stands for none."""
+        return np.array([len(token) if id < self.eot else 0 for token, id in self.ids.items()])
+
+    def files(self, block_size: int) -> dict[str, bytes]:
+        """The files, by name, from which transformers and mlx_lm make the tokenizer of a model."""
+        special = {f"{kind}_token": ENDOFTEXT for kind in ("bos", "eos", "unk")}
+        config = {"tokenizer_class": "GPT2Tokenizer", "model_max_length": block_size, **special}
+        return {
+            "vocab.json": json.dumps(self.ids).encode(),
+            "merges.txt": self.merges.encode(),
+            "tokenizer_config.json": json.dumps(config, indent=2).encode(),
+        }
 
 
-@contextmanager
-def _no_copies() -> Iterator[None]:
-    """Keep tiktoken from copying the files that it reads, even local ones, into the system's temporary folder."""
-    name = "TIKTOKEN_CACHE_DIR"
-    before = os.environ.get(name)
-    os.environ[name] = ""
+def of_merges(pairs: list[tuple[str, str]]) -> Vocabulary:
+    """The vocabulary with these merges, the first one first; tokens are spelt as in a vocab.json."""
+    return Vocabulary(_HEADER + "".join(f"{a} {b}\n" for a, b in pairs))
+
+
+def read(merges: Path) -> Vocabulary:
+    """The vocabulary of a merges.txt. Raises a ValueError where the file is none of a byte-level BPE."""
     try:
-        yield
-    finally:
-        os.environ.pop(name)
-        if before is not None:
-            os.environ[name] = before
+        _, *lines = merges.read_text(encoding="utf-8").splitlines()
+        vocabulary = of_merges([tuple(line.split(" ")) for line in lines])
+        known = set(_CHARS)
+        for line in lines:
+            a, b = line.split(" ")
+            if not known >= {a, b} or a + b in known:
+                raise ValueError(f"the merge {line[:60]!r} joins unknown tokens or makes a known one")
+            known.add(a + b)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{merges} cannot be read: {error}") from None
+    return vocabulary
+
+
+def size_of(vocab: str) -> int:
+    """The number of tokens of the vocabulary that --vocab calls by this name. Raises a ValueError for another name."""
+    named = {NAME: VOCAB_SIZE, BYTES: LEAST}
+    size = named.get(vocab) or (int(vocab) if re.fullmatch("[1-9][0-9]{0,5}", vocab) else 0)
+    if not LEAST <= size <= VOCAB_SIZE:
+        raise ValueError(
+            f"--vocab is {vocab!r}; it must be gpt2, bytes or a number of tokens, at least {LEAST} and at most"
+            f" {VOCAB_SIZE}"
+        )
+    return size
+
+
+@functools.cache
+def gpt2() -> Vocabulary:
+    """The vocabulary of GPT-2. Raises a ValueError where its file is not the one that OpenAI published."""
+    path = ASSETS / "vocab.bpe"
+    vocabulary = Vocabulary(path.read_bytes().decode(errors="replace"))
+    if vocabulary.sha256 != VOCAB_SHA256:
+        raise ValueError(f"{path} is not the file that OpenAI published: its SHA-256 is {vocabulary.sha256}")
+    return vocabulary
+
+
+def load() -> tiktoken.Encoding:
+    """The encoding of GPT-2's vocabulary. Raises as `gpt2`."""
+    return gpt2().encoding
 
 
 def encode(encoding: tiktoken.Encoding, text: str) -> np.ndarray:
     """The ids of `encode_ordinary` as (n,) uint16, made without a Python list."""
     try:
         return encoding.encode_to_numpy(text, disallowed_special=()).astype(np.uint16)
-    except UnicodeEncodeError:  # half a surrogate pair, which JSON may hold; it becomes U+FFFD
-        return np.array(encoding.encode_ordinary(text), np.uint16)
+    except UnicodeEncodeError:
+        return encode(encoding, mended(text))
+
+
+def mended(text: str) -> str:
+    """The text with U+FFFD in place of each half of a surrogate pair, which JSON may hold."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 class StreamingDecoder:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from gpt2_mlx import tokenizer
+from gpt2_mlx.corpus import shards
 from gpt2_mlx.corpus.dataset import TokenDataset
 from gpt2_mlx.corpus.source import Source, find
 
@@ -33,7 +34,7 @@ def test_the_cache_is_used_then_rebuilt_when_damaged_or_when_the_text_changes(tm
     cache = tmp_path / "cache"
     first = TokenDataset.open(source(tmp_path, TEXT), cache)
     loads = []
-    monkeypatch.setattr(tokenizer, "load", lambda load=tokenizer.load: loads.append(1) or load())
+    monkeypatch.setattr(shards, "encoded", lambda *args, make=shards.encoded: loads.append(1) or make(*args))
     assert TokenDataset.open(source(tmp_path, TEXT), cache).key == first.key
     assert not loads  # read, not made
     (folder,) = cache.iterdir()

@@ -259,7 +259,7 @@ def test_max_tokens_zero_reads_the_prompt_only(model):
 
 def test_the_end_of_a_text_ends_the_sequence(model):
     model_50257 = GPT2(GPT2Config(block_size=16, n_layer=1, n_head=1, n_embd=8))
-    engine = Engine(model_50257, 2)
+    engine = Engine(model_50257, 2, encoding=tokenizer.load())
     id = engine.add([1], SamplingParams(temperature=0, logit_bias={tokenizer.EOT: 100.0}))
     (output,) = run(engine, id)[id]
     assert output.tokens == () and output.finish_reason == "stop"

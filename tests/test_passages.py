@@ -43,7 +43,9 @@ def test_lines_of_a_text_are_the_tokens_that_hold_their_bytes(text, data):
         tokens = np.array([*before, *ENCODING.encode_ordinary(text)], np.uint16)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(passages, "_READ_AT_ONCE", 3)
-            ((start, stop),) = passages.find((f"b.txt:{first}-{last}",), Source("some", tuple(files)), tokens)
+            ((start, stop),) = passages.find(
+                (f"b.txt:{first}-{last}",), Source("some", tuple(files)), tokens, tokenizer.gpt2()
+            )
     assert [i - len(before) for i in range(start, stop)] == holders(text, first, last)
 
 
@@ -86,7 +88,7 @@ def dataset(texts, tmp_path) -> TokenDataset:
     ],
 )
 def test_a_passage_is_the_documents_it_names(texts, dataset, names, held):
-    found = passages.find(tuple(names.split()), texts, dataset.tokens)
+    found = passages.find(tuple(names.split()), texts, dataset.tokens, dataset.vocabulary)
     parts = [np.asarray(dataset.tokens)[start:stop].tolist() for start, stop in found]
     assert [ENCODING.decode(part).replace("<|endoftext|>", "|") for part in parts] == held
 
@@ -107,7 +109,7 @@ def test_a_passage_is_the_documents_it_names(texts, dataset, names, held):
 )
 def test_what_matches_nothing_is_refused_with_what_there_is(texts, dataset, name, message):
     with pytest.raises(ValueError, match=message):
-        passages.find((name,), texts, dataset.tokens)
+        passages.find((name,), texts, dataset.tokens, dataset.vocabulary)
 
 
 def test_a_dataset_without_passages_counts_the_tokens_of_training(tmp_path):

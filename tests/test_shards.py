@@ -17,6 +17,7 @@ from gpt2_mlx import device, files, tokenizer
 from gpt2_mlx.corpus import documents, shards
 
 ROOT = Path(__file__).parents[1]
+GPT2 = tokenizer.gpt2()
 TEXTS = ["".join(f"Line {i} of {n}: naïve café, isn't it?\n\n" for i in range(n)) for n in (500, 1, 0, 300)]
 
 
@@ -46,8 +47,8 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 def test_shards_hold_the_tokens_with_endoftext_between_documents(text, tmp_path):
-    shards.prepare("some", text, tmp_path / "new" / "made", "key")
-    tokens, key = shards.read(tmp_path / "new" / "made")
+    shards.prepare("some", text, tmp_path / "new" / "made", "key", GPT2)
+    tokens, key = shards.read(tmp_path / "new" / "made", GPT2)
     assert key == "key"
     assert np.asarray(tokens).dtype == np.uint16
     assert np.asarray(tokens).tolist() == expected()
@@ -60,7 +61,7 @@ def test_shards_hold_the_tokens_with_endoftext_between_documents(text, tmp_path)
 
 @pytest.mark.parametrize("cores", [1, 3])
 def test_interrupted_anywhere_it_ends_in_the_same_bytes(text, tmp_path, monkeypatch, cores):
-    shards.prepare("some", text, tmp_path / "whole", "key")
+    shards.prepare("some", text, tmp_path / "whole", "key", GPT2)
     monkeypatch.setattr(device, "cpu_count", lambda: cores)
     encoded = shards.encoded
 
@@ -74,11 +75,11 @@ def test_interrupted_anywhere_it_ends_in_the_same_bytes(text, tmp_path, monkeypa
     for interruptions in range(100):
         left = 6 + interruptions  # bundles; a shard is about five
         try:
-            shards.prepare("some", text, tmp_path / "broken", "key")
+            shards.prepare("some", text, tmp_path / "broken", "key", GPT2)
             break
         except KeyboardInterrupt:
             with pytest.raises(ValueError, match="is not finished|No such file"):
-                shards.read(tmp_path / "broken")
+                shards.read(tmp_path / "broken", GPT2)
     assert interruptions >= 3
     assert content(tmp_path / "broken") == content(tmp_path / "whole")
 
@@ -101,16 +102,16 @@ def test_a_slice_of_tokens_is_the_slice_of_an_array(tmp_path_factory, sizes, dat
 
 
 def test_the_next_call_reads_no_text_again(text, tmp_path, monkeypatch):
-    shards.prepare("some", text, tmp_path / "made", "key")
+    shards.prepare("some", text, tmp_path / "made", "key", GPT2)
     monkeypatch.setattr(documents, "pieces", None)
-    shards.prepare("some", text, tmp_path / "made", "key")
+    shards.prepare("some", text, tmp_path / "made", "key", GPT2)
     with pytest.raises(TypeError):
-        shards.prepare("some", text, tmp_path / "made", "another key")
+        shards.prepare("some", text, tmp_path / "made", "another key", GPT2)
 
 
 def test_what_is_damaged_is_told_and_made_anew(text, tmp_path):
     folder = tmp_path / "made"
-    shards.prepare("some", text, folder, "key")
+    shards.prepare("some", text, folder, "key", GPT2)
     whole = content(folder)
     index = json.loads(whole["shards.json"])
     flipped = bytes([whole["tokens-00002.bin"][0] ^ 1]) + whole["tokens-00002.bin"][1:]
@@ -126,8 +127,8 @@ def test_what_is_damaged_is_told_and_made_anew(text, tmp_path):
     ]:
         (folder / name).unlink() if damage is None else (folder / name).write_bytes(damage)
         with pytest.raises(ValueError, match=message):
-            shards.read(folder)
-        shards.prepare("some", text, folder, "key")
+            shards.read(folder, GPT2)
+        shards.prepare("some", text, folder, "key", GPT2)
         assert content(folder) == whole
 
 
@@ -135,15 +136,15 @@ def test_texts_that_cannot_be_used_leave_no_shard(text, tmp_path):
     text[3].write_bytes(b"no json")
     for paths, message in ((text, "3.jsonl, line 1 is not JSON"), (text[2:3], r"some is empty: .*2\.txt")):
         with pytest.raises(ValueError, match=message):
-            shards.prepare("some", paths, tmp_path / "made", "key")
+            shards.prepare("some", paths, tmp_path / "made", "key", GPT2)
         assert not content(tmp_path / "made")
 
 
 def test_half_a_surrogate_pair_is_no_end(text, tmp_path):
     text[3].write_text(r'{"text": "a \ud83d b \ud83d\ude00"}')
-    shards.prepare("some", text[3:], tmp_path / "made", "key")
+    shards.prepare("some", text[3:], tmp_path / "made", "key", GPT2)
     assert (
-        tokenizer.load().decode(np.asarray(shards.read(tmp_path / "made")[0]).tolist())
+        tokenizer.load().decode(np.asarray(shards.read(tmp_path / "made", GPT2)[0]).tolist())
         == "a \ufffd b \N{GRINNING FACE}"
     )
 
@@ -152,7 +153,7 @@ def test_little_of_the_text_is_read_ahead(text, monkeypatch):
     read = []
     bundles = ((read.append(i) or [(False, "x")], i) for i in range(10**9))
     with shards.ThreadPoolExecutor(1) as pool:
-        work = shards.encoded(pool, bundles)
+        work = shards.encoded(pool, bundles, GPT2)
         for done in range(1, 40):
             next(work)
             assert len(read) <= done + 8 * device.cpu_count()
@@ -162,31 +163,31 @@ def test_a_second_process_waits_for_the_first(text, tmp_path, capsys):
     folder = tmp_path / "made"
     folder.mkdir()
     held = files.lock(folder)
-    second = threading.Thread(target=shards.prepare, args=("some", text, folder, "key"))
+    second = threading.Thread(target=shards.prepare, args=("some", text, folder, "key", GPT2))
     second.start()
     eventually(lambda: "waiting for another process, which tokenizes some" in capsys.readouterr().out)
     assert second.is_alive() and not content(folder)
     held.close()
     second.join()
-    assert np.asarray(shards.read(folder)[0]).tolist() == expected()
+    assert np.asarray(shards.read(folder, GPT2)[0]).tolist() == expected()
 
 
 # As train.py in the middle of a preparation, which does not get beyond its third shard.
 STUCK = """
 import sys, time
 from pathlib import Path
-from gpt2_mlx import cli
+from gpt2_mlx import cli, tokenizer
 from gpt2_mlx.corpus import documents, shards
 documents.PIECE_CHARS, shards.SHARD_TOKENS, encoded = 1000, 1500, shards.encoded
 shards.encoded = lambda *args: (part for i, part in enumerate(encoded(*args)) if i < 8 or time.sleep(600))
 *paths, folder = map(Path, sys.argv[1:])
-cli.run(lambda: shards.prepare("some", tuple(paths), folder, "key"))
+cli.run(lambda: shards.prepare("some", tuple(paths), folder, "key", tokenizer.gpt2()))
 """
 
 
 @pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGKILL", -9)])
 def test_stopped_by_a_signal_it_leaves_whole_shards_and_goes_on(text, tmp_path, name, status):
-    shards.prepare("some", text, tmp_path / "whole", "key")
+    shards.prepare("some", text, tmp_path / "whole", "key", GPT2)
     folder = tmp_path / "stopped"
     command = [sys.executable, "-c", STUCK, *map(str, text), str(folder)]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -199,5 +200,5 @@ def test_stopped_by_a_signal_it_leaves_whole_shards_and_goes_on(text, tmp_path, 
     left = {file: found for file, found in content(folder).items() if file.endswith(".bin")}
     assert len(left) == 2 < len(whole) - 2
     assert left.items() <= whole.items()
-    shards.prepare("some", text, folder, "key")
+    shards.prepare("some", text, folder, "key", GPT2)
     assert content(folder) == whole

@@ -42,7 +42,7 @@ def _write_folder(flags: Convert) -> str:
     folder = pretrained.find(flags.source)
     model = checkpoint.load(folder, flags.dtype, flags.quantize)
     files = card.files(flags.source, folder, flags.out.name, model.quantization) if flags.card else {}
-    checkpoint.save(flags.out, model)
+    checkpoint.save(flags.out, model, vocabulary=pretrained.vocabulary(folder))
     for name, content in files.items():
         (flags.out / name).write_bytes(content)
     bits = f", matrices in {model.quantization['bits']} bits" if model.quantization else ""

@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-import tiktoken
 import tyro
 
-from .. import cli, inventory, tokenizer
+from .. import cli, inventory
 from ..corpus import source
 from ..corpus.dataset import TokenDataset
 from ..files import finite
 from ..model import GPT2
 from ..pretrained import LoadConfig
+from ..tokenizer import Vocabulary
 from ..training import evaluation, hellaswag
 
 
@@ -55,21 +55,21 @@ def score(flags: Evaluate) -> dict:
     if flags.batch_size < 1:
         raise ValueError(f"--batch-size is {flags.batch_size}; it must be at least 1")
     items = hellaswag.read(flags.hellaswag) if flags.hellaswag else []
-    model = flags.load(flags.checkpoint)
-    encoding, bits = tokenizer.load(), (model.quantization or {}).get("bits")
+    model, vocabulary = flags.load(flags.checkpoint)
+    bits = (model.quantization or {}).get("bits")
     facts = {"checkpoint": flags.checkpoint, "dtype": flags.dtype, "bits": bits, "device": inventory.description()}
     if flags.data is not None:
-        facts["text"] = _text_facts(flags, model, encoding)
+        facts["text"] = _text_facts(flags, model, vocabulary)
     if items:
-        result = hellaswag.score(model, encoding, items, flags.batch_size)
+        result = hellaswag.score(model, vocabulary.encoding, items, flags.batch_size)
         facts["hellaswag"] = {**dataclasses.asdict(result), "acc_norm": result.acc_norm, "acc": result.acc}
     return facts
 
 
-def _text_facts(flags: Evaluate, model: GPT2, encoding: tiktoken.Encoding) -> dict:
-    text = source.find(flags.data)
-    tokens = TokenDataset.open(text).split(flags.split)
-    score, T = evaluation.score_text(model, encoding, tokens, flags.stride, flags.batch_size), model.config.block_size
+def _text_facts(flags: Evaluate, model: GPT2, vocabulary: Vocabulary) -> dict:
+    text, T = source.find(flags.data), model.config.block_size
+    tokens = TokenDataset.open(text, vocabulary=vocabulary).split(flags.split)
+    score = evaluation.score_text(model, vocabulary.encoding, tokens, flags.stride, flags.batch_size)
     facts = {"name": text.name, "note": text.note, "split": flags.split, "tokens": score.tokens, "bytes": score.bytes}
     facts |= {"block_size": T, "stride": flags.stride or T}
     facts |= {"loss": score.loss, "perplexity": score.perplexity, "bits_per_byte": score.bits_per_byte}

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import tyro
 
-from .. import checkpoint, cli, tokenizer
+from .. import checkpoint, cli
 from ..generation.params import Sampling
 from ..generation.text import stream
 from ..pretrained import LoadConfig
@@ -35,7 +35,8 @@ class Generate(LoadConfig, Sampling):
 def main() -> None:
     flags = cli.parse(Generate)
     source = flags.checkpoint or checkpoint.newest_run(Path("checkpoints"))
-    model, encoding = flags.load(source), tokenizer.load()
+    model, vocabulary = flags.load(source)
+    encoding = vocabulary.encoding
     seed = secrets.randbits(32) if flags.seed is None else flags.seed
     params = {field.name: getattr(flags, field.name) for field in dataclasses.fields(Sampling)}
     began, text = time.perf_counter(), ""

@@ -34,7 +34,6 @@ def main() -> None:
 
 async def serve(config: ServeConfig, engine: AsyncEngine, path: Path, name: str, listener: socket.socket) -> None:
     """Serve the run or the checkpoint at a path until a signal ends it."""
-    from .. import tokenizer
     from ..serving import app, pages
     from ..serving.served_run import ServedRun
     from ..serving.server import Server
@@ -45,7 +44,8 @@ async def serve(config: ServeConfig, engine: AsyncEngine, path: Path, name: str,
     configure_logging(config.log_format)
     telemetry = Telemetry()
     telemetry.watch(engine)
-    service = Service(engine, tokenizer.load(), telemetry, ServedRun(path, name), config.api_key, config.watch)
+    encoding = pretrained.vocabulary(checkpoint.resolve(path)).encoding
+    service = Service(engine, encoding, telemetry, ServedRun(path, name), config.api_key, config.watch)
     web = app.build(service, config.host, config.allowed_host, config.cors_origin, pages.routes())
     server = Server(web, config.drain_seconds, engine)
     engine.start(on_failure=lambda: setattr(server, "should_exit", True))

@@ -9,6 +9,7 @@ import numpy as np
 
 from .. import folders, tokenizer
 from ..files import sha256_of_each
+from ..tokenizer import Vocabulary
 from . import passages, shards
 from .documents import kind
 from .shards import AnyTokens
@@ -23,25 +24,26 @@ class TokenDataset:
 
     tokens: AnyTokens  # (n,) uint16
     key: str = ""  # 24 hexadecimal digits that follow from the files' contents and the vocabulary
+    vocabulary: Vocabulary = field(default_factory=tokenizer.gpt2)
     ignored: np.ndarray = field(default_factory=lambda: passages.NONE)  # passages whose loss does not count in training
 
     @staticmethod
-    def open(source: Source, cache: Path | None = None) -> "TokenDataset":
+    def open(source: Source, cache: Path | None = None, vocabulary: Vocabulary | None = None) -> "TokenDataset":
         """The tokens of a source: read from a folder of shards, or tokenized into the `cache`, where they stay.
 
-        The cache is data/cache by default. Raises a ValueError where a file is not what its name says (the message
-        shows the place), the text is empty, or the shards are not whole.
+        The cache is data/cache by default, and the vocabulary GPT-2's. Raises a ValueError where a file is not what its
+        name says (the message shows the place), the text is empty, or shards are not whole or of another vocabulary.
         """
-        folder = source.files[0]
+        vocabulary, folder = vocabulary or tokenizer.gpt2(), source.files[0]
         if folder.is_dir():
-            return TokenDataset(*shards.read(folder))
-        key = _key(source)
-        folder = (cache or folders.data() / "cache") / key
+            return TokenDataset(*shards.read(folder, vocabulary), vocabulary)
+        key = key_of(source, vocabulary.sha256)
+        folder = (cache or default_cache()) / key
         try:
-            return TokenDataset(*shards.read(folder))
+            return TokenDataset(*shards.read(folder, vocabulary), vocabulary)
         except ValueError:  # not there, not finished or damaged
-            shards.prepare(source.name, source.files, folder, key)
-            return TokenDataset(*shards.read(folder))
+            shards.prepare(source.name, source.files, folder, key, vocabulary)
+            return TokenDataset(*shards.read(folder, vocabulary), vocabulary)
 
     def split(self, name: str) -> AnyTokens:
         """The tokens of the split "train", "val" or "test", or all tokens for "all"."""
@@ -58,7 +60,7 @@ class TokenDataset:
         """
         if not names:
             return self
-        dataset = dataclasses.replace(self, ignored=passages.find(names, source, self.tokens))
+        dataset = dataclasses.replace(self, ignored=passages.find(names, source, self.tokens, self.vocabulary))
         if not 0 < dataset.n_ignored < len(self.split("train")):
             what = "all" if dataset.n_ignored else "none"
             raise ValueError(f"--without is {' '.join(names)}, which holds {what} of the tokens to learn from")
@@ -80,8 +82,13 @@ class TokenDataset:
                 )
 
 
-def _key(source: Source) -> str:
-    digest = hashlib.sha256(tokenizer.VOCAB_SHA256.encode())
+def default_cache() -> Path:
+    return folders.data() / "cache"
+
+
+def key_of(source: Source, made_with: str) -> str:
+    """24 hexadecimal digits that follow from the files of a source and from what is made of them."""
+    digest = hashlib.sha256(made_with.encode())
     for file, content in zip(source.files, sha256_of_each(source.files)):
         digest.update(bytes.fromhex(content))
         if kind(file.name) != "text":  # the same bytes may be read as text or as JSON

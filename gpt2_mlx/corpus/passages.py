@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .. import tokenizer
+from ..tokenizer import Vocabulary
 from . import documents
 from .shards import AnyTokens
 from .source import Source
@@ -32,7 +32,7 @@ class _Part(NamedTuple):
     stop: int | None  # None: the end
 
 
-def find(names: tuple[str, ...], source: Source, tokens: AnyTokens) -> np.ndarray:
+def find(names: tuple[str, ...], source: Source, tokens: AnyTokens, vocabulary: Vocabulary) -> np.ndarray:
     """Where the tokens of passages lie: (n, 2) int64, the first position and the one after the last, in order, apart.
 
     A token that is partly in a passage belongs to it, and so does the <|endoftext|> after a document. `tokens` are all
@@ -43,9 +43,9 @@ def find(names: tuple[str, ...], source: Source, tokens: AnyTokens) -> np.ndarra
     parts = [_part(name, source.files) for name in names]
     counts = map(_n_documents, source.files[: max(part.file for part in parts) + 1])
     before = np.cumsum([0, *counts])  # (files + 1,) the documents of all files before each
-    ends = _document_ends(tokens)
+    ends = _document_ends(tokens, vocabulary.eot)
     apart: list[list[int]] = []
-    for start, stop in sorted(_positions(part, source, before, ends, tokens) for part in parts):
+    for start, stop in sorted(_positions(part, source, before, ends, tokens, vocabulary) for part in parts):
         if apart and start <= apart[-1][1]:
             apart[-1][1] = max(stop, apart[-1][1])
         else:
@@ -96,30 +96,30 @@ def _n_documents(file: Path) -> int:
     return 1 if documents.kind(file.name) == "text" else sum(_line_sizes(file))
 
 
-def _document_ends(tokens: AnyTokens) -> np.ndarray:
+def _document_ends(tokens: AnyTokens, eot: int) -> np.ndarray:
     """The position after each document, where the <|endoftext|> is, or the text's end: (documents,) int64."""
     found = [
-        start + np.flatnonzero(np.asarray(tokens[start : start + _READ_AT_ONCE]) == tokenizer.EOT)
+        start + np.flatnonzero(np.asarray(tokens[start : start + _READ_AT_ONCE]) == eot)
         for start in range(0, len(tokens), _READ_AT_ONCE)
     ]
     return np.concatenate([*found, [len(tokens)]])
 
 
-def _positions(part: _Part, source: Source, before: np.ndarray, ends: np.ndarray, tokens: AnyTokens) -> tuple[int, int]:
+def _positions(
+    part: _Part, source: Source, before: np.ndarray, ends: np.ndarray, tokens: AnyTokens, vocabulary: Vocabulary
+) -> tuple[int, int]:
     """The first position of a part and the one after its last; an <|endoftext|> belongs to the document before it."""
     starts, n = np.concatenate([[0], ends[:-1] + 1]), int(before[part.file])
     if documents.kind(source.files[part.file].name) == "text" and part.stop is not None:
         start = int(starts[n])
-        first, behind = _covering(tokens[start : int(ends[n])], part.start, part.stop)
+        first, behind = _covering(tokens[start : int(ends[n])], vocabulary.n_bytes, part.start, part.stop)
         return start + first, start + behind
     stop = int(before[part.file + 1]) if part.stop is None else n + part.stop
     return int(starts[n + part.start]), min(int(ends[stop - 1]) + 1, len(tokens))
 
 
-def _covering(tokens: AnyTokens, start: int, stop: int) -> tuple[int, int]:
+def _covering(tokens: AnyTokens, sizes: np.ndarray, start: int, stop: int) -> tuple[int, int]:
     """The first token that holds one of the bytes start ... stop - 1 of a document, and the one after the last."""
-    encoding = tokenizer.load()
-    sizes = np.array([len(tokenizer.token_bytes(encoding, id)) for id in range(tokenizer.EOT)])
     first = behind = at = 0
     for i in range(0, len(tokens), _READ_AT_ONCE):
         size = sizes[np.asarray(tokens[i : i + _READ_AT_ONCE])]

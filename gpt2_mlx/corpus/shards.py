@@ -2,6 +2,7 @@
 
     shards.json         format, vocab_sha256, key, next, and for each shard its file, tokens and sha256
     tokens-00000.bin    uint16, little-endian, in the order of the text; <|endoftext|> between two documents
+    merges.txt          the vocabulary, where it is not GPT-2's
 
 `key` tells texts apart. `next` is the position where an unfinished preparation continues, null when all is written.
 A shard gets its name when it is whole, and then its entry in shards.json.
@@ -16,14 +17,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import tiktoken
 from tqdm import tqdm
 
 from .. import device, tokenizer
 from ..files import lock, new_file, sha256_of_each, write_json
+from ..tokenizer import Vocabulary
 from . import documents
 
-INDEX = "shards.json"
+INDEX, MERGES = "shards.json", "merges.txt"
 FORMAT = 1  # to be raised when the same text would be cut into other shards
 SHARD_TOKENS = 1 << 25  # 67 MB; a killed preparation loses at most the work on one shard
 DTYPE = np.dtype("<u2")
@@ -73,16 +74,25 @@ class Tokens:
 AnyTokens = Tokens | np.ndarray  # (n,) uint16, on the disk or in memory
 
 
-def read(folder: Path) -> tuple[Tokens, str]:
-    """The tokens of a folder and their key. Raises a ValueError with the reason where its shards are not whole."""
-    index = _read_index(folder)
+def vocabulary(folder: Path) -> Vocabulary:
+    """The vocabulary of a folder's tokens. Raises a ValueError where it cannot be read."""
+    path = folder / MERGES
+    return tokenizer.read(path) if path.exists() else tokenizer.gpt2()
+
+
+def read(folder: Path, vocabulary: Vocabulary) -> tuple[Tokens, str]:
+    """The tokens of a folder and their key.
+
+    Raises a ValueError with the reason where its shards are not whole or are of another vocabulary.
+    """
+    index = _read_index(folder, vocabulary)
     if index["next"]:
         raise ValueError(f"{folder} is not finished: start a training on its text, which continues the preparation")
     ends = np.cumsum([shard["tokens"] for shard in index["shards"]], dtype=np.int64)
     return Tokens([folder / shard["file"] for shard in index["shards"]], ends, 0, int(ends[-1])), index["key"]
 
 
-def prepare(name: str, files: tuple[Path, ...], folder: Path, key: str) -> None:
+def prepare(name: str, files: tuple[Path, ...], folder: Path, key: str, vocabulary: Vocabulary) -> None:
     """Tokenize files into a folder, or continue where an earlier call was interrupted; damaged shards are made again.
 
     The shards follow from the files alone, not from interruptions or the number of cores. `name` is what messages call
@@ -96,7 +106,7 @@ def prepare(name: str, files: tuple[Path, ...], folder: Path, key: str) -> None:
         held = lock(folder, wait=True)
     with held:
         try:
-            _write_rest(name, files, folder, key)
+            _write_rest(name, files, folder, key, vocabulary)
         except ValueError:
             _clear(folder)
             raise
@@ -105,8 +115,8 @@ def prepare(name: str, files: tuple[Path, ...], folder: Path, key: str) -> None:
             raise
 
 
-def _write_rest(name: str, files: tuple[Path, ...], folder: Path, key: str) -> None:
-    index = _begin(folder, key)
+def _write_rest(name: str, files: tuple[Path, ...], folder: Path, key: str, vocabulary: Vocabulary) -> None:
+    index = _begin(folder, key, vocabulary)
     if not index["next"]:
         return
     position, size = Position(*index["next"]), sum(file.stat().st_size for file in files)
@@ -114,7 +124,7 @@ def _write_rest(name: str, files: tuple[Path, ...], folder: Path, key: str) -> N
     bar = tqdm(desc=f"tokenizing {name}", total=size, unit="B", unit_scale=True, leave=False, disable=None)
     bar.update(position.read)
     with bar, ThreadPoolExecutor(device.cpu_count()) as pool:
-        tokens = encoded(pool, _bundles(files, position))
+        tokens = encoded(pool, _bundles(files, position), vocabulary)
         while position:
             shard, position = _write_shard(folder / f"tokens-{len(index['shards']):05d}.bin", tokens, bar)
             if not shard["tokens"]:
@@ -138,12 +148,11 @@ def _write_shard(path: Path, tokens: Encoded, bar: tqdm) -> tuple[dict, Position
     return {"file": path.name, "tokens": count, "sha256": digest.hexdigest()}, position
 
 
-def encoded(pool: Executor, bundles: Iterator[tuple[Bundle, Position | None]]) -> Encoded:
+def encoded(pool: Executor, bundles: Iterator[tuple[Bundle, Position | None]], vocabulary: Vocabulary) -> Encoded:
     """The tokens of each bundle, in order. Threads make them, since tiktoken releases Python's lock."""
-    encoding = tokenizer.load()
     waiting = deque()
     for bundle, position in bundles:
-        waiting.append((pool.submit(_encode, encoding, bundle), position))
+        waiting.append((pool.submit(_encode, vocabulary, bundle), position))
         if len(waiting) > 8 * device.cpu_count():  # enough work for the threads while a shard is synced
             future, reached = waiting.popleft()
             yield future.result(), reached
@@ -151,12 +160,12 @@ def encoded(pool: Executor, bundles: Iterator[tuple[Bundle, Position | None]]) -
         yield future.result(), reached
 
 
-def _encode(encoding: tiktoken.Encoding, bundle: Bundle) -> np.ndarray:
+def _encode(vocabulary: Vocabulary, bundle: Bundle) -> np.ndarray:
     arrays = [np.empty(0, DTYPE)]
     for separate, piece in bundle:
         if separate:
-            arrays.append(np.array([tokenizer.EOT], DTYPE))
-        arrays.append(tokenizer.encode(encoding, piece))
+            arrays.append(np.array([vocabulary.eot], DTYPE))
+        arrays.append(tokenizer.encode(vocabulary.encoding, piece))
     return np.concatenate(arrays, dtype=DTYPE)
 
 
@@ -177,26 +186,29 @@ def _bundles(files: tuple[Path, ...], start: Position) -> Iterator[tuple[Bundle,
     yield bundle, None
 
 
-def _begin(folder: Path, key: str) -> dict:
+def _begin(folder: Path, key: str, vocabulary: Vocabulary) -> dict:
     """The index that an earlier call left for this text, if its shards are sound; else a new index."""
     try:
-        index = _read_index(folder)
+        index = _read_index(folder, vocabulary)
         if index["key"] == key:
             return index
     except ValueError:
         pass
     _clear(folder)
+    if vocabulary != tokenizer.gpt2():
+        with new_file(folder / MERGES) as aside:
+            aside.write_bytes(vocabulary.merges.encode())
     first = Position(0, 0, 0)
-    return {"format": FORMAT, "vocab_sha256": tokenizer.VOCAB_SHA256, "key": key, "next": first, "shards": []}
+    return {"format": FORMAT, "vocab_sha256": vocabulary.sha256, "key": key, "next": first, "shards": []}
 
 
-def _read_index(folder: Path) -> dict:
+def _read_index(folder: Path, vocabulary: Vocabulary) -> dict:
     """The content of shards.json. Raises a ValueError where it does not describe the shards that are there."""
     path = folder / INDEX
     try:
         index = json.loads(path.read_text(encoding="utf-8"))
-        if (index["format"], index["vocab_sha256"]) != (FORMAT, tokenizer.VOCAB_SHA256):
-            raise ValueError("it is of another format or vocabulary")
+        if (index["format"], index["vocab_sha256"]) != (FORMAT, vocabulary.sha256):
+            raise ValueError(f"it is of another format or vocabulary than {vocabulary.name}")
         digests = sha256_of_each([folder / shard["file"] for shard in index["shards"]])
         for shard, digest in zip(index["shards"], digests):
             if digest != shard["sha256"]:

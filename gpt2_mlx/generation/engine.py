@@ -9,7 +9,7 @@ import mlx.core as mx
 import numpy as np
 from tiktoken import Encoding
 
-from .. import device, tokenizer
+from .. import device
 from ..kv_cache import KVCache
 from ..model import GPT2
 from .decoder import Decoder, head
@@ -56,7 +56,7 @@ class Engine:
         n_slots: the largest number of sequences that run at once; the others wait.
         on_pass: called before each forward pass with the ids of its sequences and the number of its tokens.
         n_prefixes: the largest number of blocks of prompts to keep for prompts that begin as these did.
-        encoding: the tokenizer, for constraints.
+        encoding: the tokenizer, for constraints and for the token that ends a text; without it none does.
 
     Attributes:
         prefixes: the blocks that are kept.
@@ -172,7 +172,7 @@ class Engine:
 
     def _output(self, sequence: Sequence, token: Token | None) -> Output:
         tokens, reason = (), "length"  # of a sequence that asks for no token
-        if token and token.id == tokenizer.EOT:
+        if token and self._encoding and token.id == self._encoding.eot_token:
             reason = "stop"
         elif token:
             tokens = (token,)

@@ -29,8 +29,8 @@ class TooLarge(ValueError):
     """A checkpoint does not fit into the memory that is left."""
 
 
-def loading(folder: Path, dtype: str, quantize: int | None, make: Callable[[GPT2], Engine]) -> Loading:
-    """Load a checkpoint a part at a time.
+def loading(folder: Path, dtype: str, quantize: int | None, make: Callable[[GPT2, Path], Engine]) -> Loading:
+    """Load a checkpoint a part at a time; `make` gets the model and the folder.
 
     Raises:
         ValueError: it is broken.
@@ -40,7 +40,7 @@ def loading(folder: Path, dtype: str, quantize: int | None, make: Callable[[GPT2
     if size > room:
         raise TooLarge(f"{folder} takes {size / 1e9:.2f} GB, but there is room for {max(room, 0) / 1e9:.2f} GB")
     model = yield from checkpoints.loading(folder, dtype, quantize)
-    return make(model)
+    return make(model, folder)
 
 
 @dataclass

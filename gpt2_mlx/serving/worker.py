@@ -13,9 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
-from .. import device, folders, tokenizer
+from .. import device, folders, pretrained
 from ..generation.capacity import prefixes_that_fit, slots_that_fit
 from ..generation.engine import Engine
+from ..model import GPT2
 from . import messages
 from .config import ServeConfig
 from .engines import Engines, Full, loading
@@ -51,10 +52,10 @@ def main() -> None:
         device.limit_cache()
         dtype = device.dtype(config.dtype)
 
-        def make(model) -> Engine:
+        def make(model: GPT2, folder: Path) -> Engine:
             slots = config.max_batch_size or slots_that_fit(model.config, model.dtype)
             n_prefixes = prefixes_that_fit(model.config, model.dtype, config.prefix_cache_mb)
-            return Engine(model, slots, on_pass, n_prefixes, tokenizer.load())
+            return Engine(model, slots, on_pass, n_prefixes, pretrained.vocabulary(folder).encoding)
 
         return Engines(lambda folder: loading(folder, dtype, config.quantize, make), checkpoint)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from .. import checkpoint, metrics, tokenizer
+from .. import checkpoint, metrics
 from ..corpus.dataset import TokenDataset
 from ..corpus.loader import DataLoader
 from ..files import sync
@@ -35,7 +35,7 @@ class Trainer:
         self.progress = Progress(loss_scale=precision.first_scale(config.dtype))
         self.stop_reason: str | None = None  # others set it to stop the run after the current step
         self._saved_step = 0
-        self.encoding = tokenizer.load()
+        self.encoding = dataset.vocabulary.encoding
         self._evaluator = Evaluator(self.model, step.streams, config.compile)
         shape = config.batch_size, config.block_size
         self._loader = DataLoader(dataset.split("train"), *shape, config.seed, dataset.ignored)
@@ -137,7 +137,7 @@ class Trainer:
             return
         folder, log = self.run / checkpoint.name_of(progress.step), self.run / "metrics.jsonl"
         state = {"seed": self.config.seed, **dataclasses.asdict(progress)}
-        checkpoint.save(folder, self.model, self.optimizer.state, state)
+        checkpoint.save(folder, self.model, self.optimizer.state, state, self.dataset.vocabulary)
         if progress.best_step == progress.step:
             checkpoint.mark(self.run, "best", folder)
         checkpoint.mark(self.run, "latest", folder)
