@@ -37,7 +37,6 @@ def save(
     with new_folder(folder) as aside:
         _write_arrays(aside / "model.safetensors", layout.tensors(model))
         write_json(aside / "config.json", layout.config_fields(model) | vocabulary.ends)
-        write_json(aside / "generation_config.json", vocabulary.ends)
         for name, content in vocabulary.files(model.config.block_size).items():
             (aside / name).write_bytes(content)
         if state is not None:

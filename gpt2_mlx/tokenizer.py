@@ -87,13 +87,14 @@ class Vocabulary:
         return np.array([len(token) if id < self.eot else 0 for token, id in self.ids.items()])
 
     def files(self, block_size: int) -> dict[str, bytes]:
-        """The files, by name, from which transformers and mlx_lm make the tokenizer of a model."""
+        """What a checkpoint folder tells other programs of it: the content of each file, by name."""
         special = {f"{kind}_token": ENDOFTEXT for kind in ("bos", "eos", "unk")}
         config = {"tokenizer_class": "GPT2Tokenizer", "model_max_length": block_size, **special}
         return {
             "vocab.json": json.dumps(self.ids).encode(),
             "merges.txt": self.merges.encode(),
             "tokenizer_config.json": json.dumps(config, indent=2).encode(),
+            "generation_config.json": json.dumps(self.ends, indent=2).encode(),
         }
 
 

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "gpt2_mlx"
 GROUND = ["blas", "config", "cli", "files", "folders", "tokenizer", "device", "inventory", "metrics", "elementwise"]
 TRUNK = ["model", "kv_cache", "layout", "checkpoint", "pretrained", "gguf", "plot", "card"]
 WINGS = {
-    "corpus": "documents shards source passages dataset loader",
+    "corpus": "documents shards source passages dataset vocabularies loader",
     "generation": "params scheduler constraints capacity prefixes prefill decoder sampling engine text",
     "training": "config loss optim ranks precision evaluation hellaswag progress report memory step plan trainer budget"
     " fork settle run track",

@@ -77,5 +77,5 @@ def test_given_steps_are_validated_at_least_at_every_second_pass():
 
 
 def test_a_vocabulary_smaller_than_the_tokenizers_is_refused():
-    with pytest.raises(ValueError, match="x knows 61 tokens, fewer than GPT-2's 50257"):
+    with pytest.raises(ValueError, match="x knows 61 tokens, fewer than its vocabulary's 50257"):
         TrainConfig(init_from="x").resolved(on_gpu=False, init=GPT2Config(vocab_size=61))

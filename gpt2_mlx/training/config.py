@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from .. import tokenizer
 from ..config import PRESETS, GPT2Config
-from ..tokenizer import VOCAB_SIZE
 
 
 @dataclass(frozen=True)
@@ -17,6 +17,10 @@ class TrainConfig:
     data: str = "tinyshakespeare"
     """What to learn from: tinyshakespeare, shakespeare, a file or a folder of files (.txt .txt.gz .jsonl .jsonl.gz
     .parquet; the last three with a field `text`), or a folder of token shards."""
+    vocab: str | None = None
+    """Tokens to read the text in: gpt2 (50257 tokens), bytes (257), or a number of tokens, such as 1024: that many are
+    made from the training split, which suits a small text and a small model. Default: gpt2, or that of --init-from or
+    of the shards."""
     preset: Literal["auto", "tiny", "baby", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"] = "auto"
     """Size of the model and its recipe; auto is baby on a GPU and tiny on a CPU. The README lists them. With
     --init-from the weights decide the size, and the recipe is one for fine-tuning."""
@@ -118,6 +122,8 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"{flag(name)} is {value}; it must be more than 0")
+        if self.vocab is not None:
+            tokenizer.size_of(self.vocab)
         if self.seed >= 2**32:
             raise ValueError(f"--seed is {self.seed}; it must be less than 2^32")
         if not 0 <= self.beta2 < 1:
@@ -150,6 +156,7 @@ class TrainConfig:
         if init:
             self._check_fits(init)
         others = {"dtype": "bfloat16" if on_gpu else "float32", "patience": 5, "grad_accum_steps": processes}
+        others["vocab"] = tokenizer.NAME
         full = others | shape | (fine_tuning(init) if init else DEFAULTS[preset]) | given
         full |= _schedule(full, given, tokens or math.inf) | given
         if not self.fine_tunes:
@@ -173,12 +180,13 @@ class TrainConfig:
             if asked not in (None, there) and not (name == "block_size" and asked < there):
                 at_most = " at most" if name == "block_size" else ""
                 raise ValueError(f"{flag(name)} is {asked}, but {self.init_from} has {there}{at_most}")
-        if init.vocab_size < VOCAB_SIZE:
-            raise ValueError(f"{self.init_from} knows {init.vocab_size} tokens, fewer than GPT-2's {VOCAB_SIZE}")
+        if init.vocab_size < (size := tokenizer.size_of(self.vocab or tokenizer.NAME)):
+            raise ValueError(f"{self.init_from} knows {init.vocab_size} tokens, fewer than its vocabulary's {size}")
 
     def model_config(self) -> GPT2Config:
         """The shape of the model; the settings must be resolved."""
-        return GPT2Config(**{name: getattr(self, name) for name in SHAPE})
+        shape = {name: getattr(self, name) for name in SHAPE}
+        return GPT2Config(**shape, vocab_size=tokenizer.size_of(self.vocab))
 
 
 def _schedule(settings: dict, given: dict, tokens: float) -> dict:

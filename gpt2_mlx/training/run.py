@@ -96,6 +96,9 @@ def _write_facts(trainer: Trainer, source: Source, forked: dict | None, event: s
         "dtype": trainer.config.dtype,
         "versions": inventory.versions(),
     }
+    for name, content in dataset.vocabulary.files(trainer.config.block_size).items():
+        with new_file(trainer.run / name) as aside:
+            aside.write_bytes(content)
     with new_file(trainer.run / "train.json") as aside:
         write_json(aside, facts)
     metrics.write(trainer.run / "metrics.jsonl", event, trainer.progress.step, **facts)

@@ -5,18 +5,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from .. import checkpoint, device, pretrained
+from .. import checkpoint, device, pretrained, tokenizer
 from ..config import GPT2Config
+from ..corpus import vocabularies
 from ..corpus.dataset import TokenDataset
 from ..corpus.source import Source, find
 from ..files import read_json
+from ..tokenizer import Vocabulary
 from . import budget, fork, plan, ranks
 from .config import SHAPE, TrainConfig, flag
 from .fork import Origin
 
 # Settings that a resumed run cannot change, since it continues the run that was stopped.
 _FIXED = (*SHAPE, "preset", "init_from", "batch_size", "grad_accum_steps", "optimizer", "dtype", "seed", "eval_tokens")
-_FIXED += ("fork", "without")
+_FIXED += ("vocab", "fork", "without")
 _FREE_IN_A_FORK = ("dropout", "seed", "fork", "without")
 
 
@@ -63,7 +65,10 @@ def settle(flags: TrainConfig, over: Callable[[TrainConfig], TrainConfig]) -> Se
         print(f"NOTE: {source.note}")
         flags = dataclasses.replace(flags, data=source.name)
     init, shape = (None, None) if origin else _find_init(flags, run)
-    dataset = ranks.in_turn(lambda: TokenDataset.open(source).without(flags.without, source))
+    held = Path(origin.folder) if origin else init or (checkpoint.to_resume(run) if saved else None)
+    vocabulary = _find_vocabulary(flags, source, held)
+    flags = dataclasses.replace(flags, vocab=vocabulary.name)
+    dataset = ranks.in_turn(lambda: TokenDataset.open(source, vocabulary=vocabulary).without(flags.without, source))
 
     def resolve(settings: TrainConfig) -> TrainConfig:
         return settings.resolved(device.on_gpu(), shape, ranks.size(), len(dataset.split("train")))
@@ -84,7 +89,10 @@ def settle(flags: TrainConfig, over: Callable[[TrainConfig], TrainConfig]) -> Se
 
 
 def _default_run(flags: TrainConfig, source: Source) -> str:
-    return f"checkpoints/{source.name}-{flags.model_name(device.on_gpu())}"
+    name = f"checkpoints/{source.name}-{flags.model_name(device.on_gpu())}"
+    if flags.vocab in (None, tokenizer.NAME):
+        return name
+    return f"{name}-{flags.vocab}" if flags.vocab == tokenizer.BYTES else f"{name}-vocab{flags.vocab}"
 
 
 def _origin_again(saved: TrainConfig, run: Path) -> Origin | None:
@@ -98,7 +106,7 @@ def _saved_settings(run: Path) -> TrainConfig | None:
     path = run / "train.json"
     facts = ranks.ask_first(lambda: read_json(path) if path.exists() else None)
     try:
-        return TrainConfig(**facts["config"]) if facts else None
+        return TrainConfig(**{"vocab": tokenizer.NAME} | facts["config"]) if facts else None
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from None
 
@@ -109,6 +117,23 @@ def _find_init(flags: TrainConfig, run: Path) -> tuple[Path | None, GPT2Config |
     init = pretrained.find(flags.init_from) if begins_here else None
     shape = ranks.ask_first(lambda: dataclasses.asdict(checkpoint.read_config(init)) if init else None)
     return init, GPT2Config(**shape) if shape else None
+
+
+def _find_vocabulary(flags: TrainConfig, source: Source, held: Path | None) -> Vocabulary:
+    """The vocabulary of the checkpoint to go on from, if there is one, else the one that the flags name.
+
+    Only the first process reads or makes it.
+    """
+
+    def find() -> str:
+        if held is None:
+            return vocabularies.find(flags.vocab, source).merges
+        there = pretrained.vocabulary(held)
+        if flags.vocab not in (None, there.name):
+            raise ValueError(f"--vocab is {flags.vocab}, but {held} has the vocabulary {there.name}: leave it out")
+        return there.merges
+
+    return Vocabulary(ranks.ask_first(find))
 
 
 def _check_unchanged(config: TrainConfig, former: TrainConfig, is_fork: bool) -> None:

@@ -36,13 +36,7 @@ def opened(path):
 def letters(folder) -> GPT2:
     """A model whose vocabulary is the 256 bytes and one end, without merges; and its checkpoint folder."""
     model = jittered(LETTERS)
-    checkpoint.save(folder, model)
-    ids = tokenizer.gpt2().ids
-    ids = {token: id for token, id in ids.items() if id < 256} | {"<|endoftext|>": 256}
-    (folder / "vocab.json").write_text(json.dumps(ids))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"eos_token_id": 256}))
+    checkpoint.save(folder, model, vocabulary=tokenizer.of_merges([]))
     return model
 
 
