@@ -25,7 +25,7 @@ linux_only = pytest.mark.skipif(sys.platform != "linux", reason="/proc tells whi
 @pytest.fixture(scope="module")
 def tiny_run(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("door") / "checkpoints" / "verse"
-    checkpoint.save(folder / "step-00000001", GPT2(GPT2Config(block_size=16, n_layer=1, n_head=1, n_embd=8)))
+    checkpoint.save(folder / "step-00000001", GPT2(GPT2Config(block_size=160, n_layer=1, n_head=1, n_embd=8)))
     checkpoint.mark(folder, "latest", folder / "step-00000001")
     return folder
 
@@ -35,6 +35,10 @@ def test_the_door_serves_the_newest_run_and_ends_with_0_when_it_has_drained(tiny
     with begun(folder, "--log-format", "json") as (process, url):
         answer = http.post(url + SENTENCE, json={"text": "KING RICHARD II:", "seed": 1, "max_tokens": 5})
         assert answer.json()["completed_sentence"].startswith("KING RICHARD II:")
+        long = {"prompt": [1] * 150, "max_tokens": 1}
+        details = [http.post(url + COMPLETIONS, json=long).json()["usage"]["prompt_tokens_details"] for _ in range(2)]
+        assert details == [{"cached_tokens": 0}, {"cached_tokens": 128}]
+        assert f"gpt2_prefix_cache_bytes {2 * 8 * 128 * 4}.0" in http.get(url + "/metrics").text
         assert [model["id"] for model in http.get(url + "/v1/models").json()["data"]] == ["verse"]
         body = {"prompt": "KING", "max_tokens": 200, "stream": True, "seed": 1}
         with http.stream("POST", url + COMPLETIONS, json=body) as response:

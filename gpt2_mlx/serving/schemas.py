@@ -56,8 +56,8 @@ class _Request(Body):
     checkpoint: str | None = None
     """The checkpoint of the served run to answer with, such as "step-00000300"; the card lists them."""
     supersede: str | None = Field(None, min_length=1, max_length=MAX_KEY_CHARS)
-    """A key of the client's choice: this request ends the one before it with the same key, whose texts stay as they are
-    then, with the finish_reason "superseded"."""
+    """A key that no other client has: this request ends the one before it with the same key, whose texts stay as they
+    are then, with the finish_reason "superseded"."""
     timeout: float | None = Field(None, gt=0, le=MAX_TIMEOUT)
     """Seconds, those in the queue too, after which the texts stay as they are, with the finish_reason "timeout"."""
 
