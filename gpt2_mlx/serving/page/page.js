@@ -197,14 +197,11 @@ async function suggest() {
   const [body] = bodies();
   const max_tokens = Math.min(AHEAD, body.max_tokens ?? AHEAD);
   const response = await ask({ ...body, n: 1, max_tokens, supersede: key, timeout: PATIENCE }).catch(() => null);
+  const answer = response?.ok ? await response.json().catch(() => null) : null;
   if (body.text !== form.text.value || !$("ahead").checked) return; // the user has typed on
-  if (!response?.ok) {
-    if (response && ![429, 503].includes(response.status)) complain((await problem(response)).message);
-    return;
-  }
-  const { completed_sentence, finish_reason } = await response.json();
-  const next = completed_sentence.slice(body.text.length);
-  if (!next || finish_reason === "superseded" || body.text !== form.text.value || !atEnd()) return;
+  if (response?.status >= 400 && ![429, 503].includes(response.status)) complain((await problem(response)).message);
+  const next = answer?.completed_sentence.slice(body.text.length);
+  if (!next || answer.finish_reason === "superseded" || !atEnd()) return;
   typed.textContent = body.text;
   grey.textContent = next;
   $("ghost").hidden = false;
