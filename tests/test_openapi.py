@@ -1,5 +1,6 @@
 """/openapi.json is true: to the routes, to the answers, and under a fuzzer's fire."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -56,6 +57,18 @@ def test_every_field_has_its_limits_default_and_reason(model):
     temperature = fields["temperature"]["anyOf"][0]
     assert (temperature["minimum"], temperature["maximum"]) == (0, limits.MAX_TEMPERATURE)
     assert fields["max_tokens"]["default"] == model.model_fields["max_tokens"].default
+
+
+@pytest.mark.parametrize("n_vocab", [257, 300, 1024, 50257])
+def test_token_ids_are_described_as_the_served_vocabulary_has_them(n_vocab):
+    models = openapi.document(n_vocab)["components"]["schemas"]
+    ids = next(kind for kind in models["CompletionRequest"]["properties"]["prompt"]["anyOf"] if "minimum" in str(kind))
+    tokens = models["DetokenizeRequest"]["properties"]["tokens"]
+    assert ids["items"]["maximum"] == tokens["items"]["maximum"] == n_vocab - 1
+    keys = models["CompletionRequest"]["properties"]["logit_bias"]["anyOf"][0]["propertyNames"]["pattern"]
+    described = [id for id in range(n_vocab + 1000) if re.match(keys, str(id))]
+    assert len(described) > n_vocab / 3 and described == list(range(len(described))) and len(described) <= n_vocab
+    assert "minimum" not in str(models["TokenizeRequest"])
 
 
 def test_answers_hold_what_is_described(client):

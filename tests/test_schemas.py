@@ -277,3 +277,11 @@ def test_prompt_logprobs_follow_from_echo_and_logprobs():
     assert not completion(logprobs=0).params(0).prompt_logprobs
     assert completion(logprobs=0).params(0).logprobs == 0
     assert sentence(logprobs=0).params(0).logprobs is None
+
+
+@pytest.mark.parametrize("n_vocab", [257, 1024, 50257])
+@pytest.mark.parametrize("field", [lambda id: {"prompt": [id]}, lambda id: {"prompt": "a", "logit_bias": {str(id): 1}}])
+def test_token_ids_end_with_the_served_vocabulary(n_vocab, field):
+    schemas.parse(CompletionRequest, json.dumps(field(n_vocab - 1)).encode(), n_vocab)
+    with pytest.raises(ApiError, match=f"at most {n_vocab - 1}"):
+        schemas.parse(CompletionRequest, json.dumps(field(n_vocab)).encode(), n_vocab)

@@ -46,7 +46,7 @@ async def serve(config: ServeConfig, engine: AsyncEngine, path: Path, name: str,
     telemetry.watch(engine)
     encoding = pretrained.vocabulary(checkpoint.resolve(path)).encoding
     service = Service(engine, encoding, telemetry, ServedRun(path, name), config.api_key, config.watch)
-    web = app.build(service, config.host, config.allowed_host, config.cors_origin, pages.routes())
+    web = app.build(service, config.host, config.allowed_host, config.cors_origin, pages.routes(encoding.n_vocab))
     server = Server(web, config.drain_seconds, engine)
     engine.start(on_failure=lambda: setattr(server, "should_exit", True))
     watching = asyncio.create_task(watch(path, engine)) if config.watch else None

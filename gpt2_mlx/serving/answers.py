@@ -142,6 +142,8 @@ class Card(_Answer):
     n_embd: int
     block_size: int
     """Tokens the model can look back on."""
+    vocab_size: int
+    """Tokens the model knows."""
     data: str | None
     """What it learned from; None where no run is known."""
     step: int | None

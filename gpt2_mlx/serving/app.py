@@ -130,7 +130,7 @@ async def _complete(request: Request, schema: type[schemas.Parsed], form_of: typ
 def _read(
     service: Service, schema: type[schemas.Parsed], body: bytes
 ) -> tuple[schemas.TextRequest, list[EncodedPrompt]]:
-    request = schemas.parse(schema, body)
+    request = schemas.parse(schema, body, service.encoding.n_vocab)
     block_size = service.run.block_size
     prompts = [EncodedPrompt.of(prompt, service.encoding, block_size, request.echo) for prompt in request.prompts]
     _check_answer(request, prompts)

@@ -1,8 +1,11 @@
-"""Fields of requests that may be said in several ways: how each is read, and as JSON Schema what is allowed."""
+"""Fields of requests that may be said in several ways: how each is read, and as JSON Schema what is allowed.
+
+What token ids there are depends on the served model: its number of tokens is pydantic's context.
+"""
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, PlainValidator, WithJsonSchema, model_validator
+from pydantic import BaseModel, ConfigDict, PlainValidator, ValidationInfo, WithJsonSchema, model_validator
 
 from ..tokenizer import VOCAB_SIZE
 from .limits import MAX_BIAS, MAX_BIASES, MAX_PROMPT_CHARS, MAX_PROMPTS, MAX_STOP_CHARS, MAX_STOPS
@@ -26,7 +29,7 @@ class Body(BaseModel):
         return {name: v for name, v in fields.items() if v is not None or name not in names}
 
 
-def read_prompts(value: Any) -> tuple[Prompt, ...]:
+def read_prompts(value: Any, info: ValidationInfo) -> tuple[Prompt, ...]:
     """The prompts behind OpenAI's `prompt`: a string, strings, token ids, or lists of token ids."""
     prompts = [value] if isinstance(value, str) or _are(int, value) else value
     if not (_are(str, prompts) or (isinstance(prompts, list) and prompts and all(_are(int, p) for p in prompts))):
@@ -36,18 +39,18 @@ def read_prompts(value: Any) -> tuple[Prompt, ...]:
     if (n := sum(map(len, prompts))) > MAX_PROMPT_CHARS:
         raise ValueError(f"it is {n} characters or tokens long; at most {MAX_PROMPT_CHARS} are allowed")
     for token in (token for p in prompts if not isinstance(p, str) for token in p):
-        if not 0 <= token < VOCAB_SIZE:
-            raise ValueError(f"token ids must be at least 0 and at most {VOCAB_SIZE - 1}")
+        if not 0 <= token < info.context:
+            raise ValueError(f"token ids must be at least 0 and at most {info.context - 1}")
     return tuple(prompts)
 
 
-def read_ids(value: Any) -> list[int]:
+def read_ids(value: Any, info: ValidationInfo) -> list[int]:
     """Token ids, of which there may be none."""
     if value == []:
         return value
     if not _are(int, value):
         raise ValueError("it must be a list of token ids")
-    (ids,) = read_prompts(value)
+    (ids,) = read_prompts(value, info)
     return ids
 
 
@@ -61,13 +64,13 @@ def read_stop(value: Any) -> tuple[str, ...]:
     return tuple(stops)
 
 
-def read_logit_bias(value: Any) -> dict[int, float]:
+def read_logit_bias(value: Any, info: ValidationInfo) -> dict[int, float]:
     """{token id: bias} behind a JSON object, whose keys are strings."""
     if not isinstance(value, dict) or len(value) > MAX_BIASES:
         raise ValueError(f"it must be an object of up to {MAX_BIASES} token ids and biases")
     for key, bias in value.items():
-        if not (key.isascii() and key.isdigit() and len(key) <= len(str(VOCAB_SIZE)) and int(key) < VOCAB_SIZE):
-            raise ValueError(f"its keys must be token ids, at least 0 and at most {VOCAB_SIZE - 1}")
+        if not (key.isascii() and key.isdigit() and len(key) <= len(str(info.context)) and int(key) < info.context):
+            raise ValueError(f"its keys must be token ids, at least 0 and at most {info.context - 1}")
         if isinstance(bias, bool) or not isinstance(bias, (int, float)) or not abs(bias) <= MAX_BIAS:
             raise ValueError(f"its values must be numbers of at least {-MAX_BIAS} and at most {MAX_BIAS}")
     return {int(key): float(bias) for key, bias in value.items()}
@@ -79,17 +82,29 @@ def _are(kind: type, values: Any) -> bool:
     return is_list and all(isinstance(v, kind) and not isinstance(v, bool) for v in values)
 
 
-_TEXT = {"type": "string", "maxLength": MAX_PROMPT_CHARS}
-_IDS = {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": VOCAB_SIZE - 1}, "minItems": 1}
-_SEVERAL = {"type": "array", "minItems": 1, "maxItems": MAX_PROMPTS}
-_PROMPTS = {"anyOf": [_TEXT, _SEVERAL | {"items": _TEXT}, _IDS, _SEVERAL | {"items": _IDS}]}
 _STOP = {"type": "string", "minLength": 1, "maxLength": MAX_STOP_CHARS}
 _STOPS = {"anyOf": [_STOP, {"type": "array", "items": _STOP, "maxItems": MAX_STOPS}], "default": []}
-_BIAS = {"type": "number", "minimum": -MAX_BIAS, "maximum": MAX_BIAS}
-_KEYS = {"pattern": r"^(0|[1-9][0-9]{0,3}|[1-4][0-9]{4})$"}
-_LOGIT_BIAS = {"type": "object", "propertyNames": _KEYS, "additionalProperties": _BIAS, "maxProperties": MAX_BIASES}
 
-TokenIds = Annotated[list[int], PlainValidator(read_ids), WithJsonSchema(_IDS | {"minItems": 0})]
-Prompts = Annotated[tuple[Prompt, ...], PlainValidator(read_prompts), WithJsonSchema(_PROMPTS)]
+
+def schemas_of_ids(n_vocab: int) -> dict[str, dict[str, Any]]:
+    """The JSON Schema of each field that holds token ids, for a model that knows so many tokens."""
+    text = {"type": "string", "maxLength": MAX_PROMPT_CHARS}
+    ids = {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": n_vocab - 1}, "minItems": 1}
+    several = {"type": "array", "minItems": 1, "maxItems": MAX_PROMPTS}
+    bias = {"type": "number", "minimum": -MAX_BIAS, "maximum": MAX_BIAS}
+    first, *rest = str(n_vocab)  # a key has fewer digits, or as many and a smaller first one
+    keys = f"0|[1-9][0-9]{{0,{len(rest) - 1}}}" + (f"|[1-{int(first) - 1}][0-9]{{{len(rest)}}}" if first > "1" else "")
+    biases = {"additionalProperties": bias, "maxProperties": MAX_BIASES}
+    return {
+        "prompt": {"anyOf": [text, several | {"items": text}, ids, several | {"items": ids}]},
+        "tokens": ids | {"minItems": 0},
+        "logit_bias": {"type": "object", "propertyNames": {"pattern": f"^({keys})$"}, **biases},
+    }
+
+
+OF_GPT2 = schemas_of_ids(VOCAB_SIZE)
+
+TokenIds = Annotated[list[int], PlainValidator(read_ids), WithJsonSchema(OF_GPT2["tokens"])]
+Prompts = Annotated[tuple[Prompt, ...], PlainValidator(read_prompts), WithJsonSchema(OF_GPT2["prompt"])]
 Stop = Annotated[tuple[str, ...], PlainValidator(read_stop), WithJsonSchema(_STOPS)]
-LogitBias = Annotated[dict[int, float], PlainValidator(read_logit_bias), WithJsonSchema(_LOGIT_BIAS)]
+LogitBias = Annotated[dict[int, float], PlainValidator(read_logit_bias), WithJsonSchema(OF_GPT2["logit_bias"])]

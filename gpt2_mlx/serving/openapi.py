@@ -5,8 +5,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from ..tokenizer import VOCAB_SIZE
 from . import answers, schemas, tokens
-from .fields import Body
+from .fields import OF_GPT2, Body, schemas_of_ids
 from .limits import MAX_BODY
 
 _REF = "#/components/schemas/"
@@ -81,15 +82,17 @@ OPERATIONS = (
 )
 
 
-def document() -> dict[str, Any]:
-    """The OpenAPI document."""
+def document(n_vocab: int = VOCAB_SIZE) -> dict[str, Any]:
+    """The OpenAPI document, for a model that knows so many tokens."""
     models = [model for each in OPERATIONS for model in (each.request, each.answer) if isinstance(model, type)]
     return {
         "openapi": "3.1.0",
         "info": {"title": "gpt2_mlx", "version": "1", "description": _ABOUT},
         "paths": {each.path: {"post" if each.request else "get": _describe(each)} for each in OPERATIONS},
         "components": {
-            "schemas": {name: schema for model in (*models, answers.Error) for name, schema in _schemas(model).items()},
+            "schemas": {
+                name: schema for model in (*models, answers.Error) for name, schema in _schemas(model, n_vocab).items()
+            },
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
         },
     }
@@ -121,7 +124,7 @@ def _error(status: str) -> dict[str, Any]:
     return {"description": _BAD.get(status, "There is none"), "content": _content(answers.Error)}
 
 
-def _schemas(model: type[BaseModel]) -> dict[str, Any]:
+def _schemas(model: type[BaseModel], n_vocab: int) -> dict[str, Any]:
     """The JSON Schemas of a model and of those it refers to, by name."""
     schema = model.model_json_schema(ref_template=_REF + "{model}")
     found = schema.pop("$defs", {}) | {model.__name__: schema}
@@ -131,6 +134,9 @@ def _schemas(model: type[BaseModel]) -> dict[str, Any]:
         for field in fields.values():
             field.pop("title", None)
         if issubclass(model, Body):
+            for name, of_ids in schemas_of_ids(n_vocab).items():
+                if name in fields and OF_GPT2[name].items() <= fields[name].items():
+                    fields[name] |= of_ids
             own = model.__annotations__ if each is schema else ()  # those of the base class last
             order = dict.fromkeys([*required, *own, *fields])
             each["properties"] = {name: fields[name] if name in required else _or_null(fields[name]) for name in order}

@@ -7,6 +7,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from ..tokenizer import VOCAB_SIZE
 from . import docs, openapi
 from .answers import answer
 from .errors import ApiError
@@ -27,10 +28,10 @@ HEADERS = {
 }
 
 
-def routes() -> tuple[Route, ...]:
-    """The routes of the pages; all of them are open, whether or not a key is asked for."""
+def routes(n_vocab: int = VOCAB_SIZE) -> tuple[Route, ...]:
+    """The routes of the pages, for a model that knows so many tokens; all are open, even where a key is asked for."""
     files = [_file(path, (PAGE / name).read_bytes(), kind) for path, (name, kind) in FILES.items()]
-    document = openapi.document()
+    document = openapi.document(n_vocab)
     return (
         *files,
         Route("/card", card),

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..generation import params
 from ..generation.params import Constraint, Sampling, SamplingParams
+from ..tokenizer import VOCAB_SIZE
 from .errors import ApiError
 from .fields import Body, LogitBias, Prompt, Prompts, Stop
 from .formats import ResponseFormat, StructuredOutputs
@@ -192,14 +193,19 @@ TextRequest = SentenceRequest | CompletionRequest
 Parsed = TypeVar("Parsed", bound=Body)
 
 
-def parse(model: type[Parsed], body: bytes) -> Parsed:
+def parse(model: type[Parsed], body: bytes, n_vocab: int = VOCAB_SIZE) -> Parsed:
     """The request behind a body.
+
+    Args:
+        model: what it must be.
+        body: JSON.
+        n_vocab: the number of tokens that the served model knows.
 
     Raises:
         ApiError: 400, the body is no JSON or a field is not allowed; it names the field.
     """
     try:
-        request = model.model_validate_json(body)
+        request = model.model_validate_json(body, context=n_vocab)
     except ValidationError as error:
         raise _complaint(model, error.errors(include_url=False)[0]) from None
     if isinstance(request, _Request):

@@ -6,7 +6,7 @@ import threading
 from pathlib import Path
 
 from .. import checkpoint, metrics, plot
-from ..config import PRESETS
+from ..config import PRESETS, GPT2Config
 from .answers import Card, Checkpoint
 
 log = logging.getLogger(__name__)
@@ -56,14 +56,17 @@ class ServedRun:
             watch: whether a new best checkpoint takes over.
             unready: why a request would not be served, if it would not.
         """
-        events = self._events()
+        events, shape = self._events(), dataclasses.replace(self._config, vocab_size=GPT2Config.vocab_size)
         val_losses = {event["step"]: event["val_loss"] for event in events if event["event"] == "eval"}
         begun = next((event for event in events if event["event"] in ("start", "resume")), {})
         return Card(
             model=self.name,
-            preset=next((name for name, preset in PRESETS.items() if preset == self._config), None),
+            preset=next((name for name, preset in PRESETS.items() if preset == shape), None),
             n_params=self._config.n_params,
-            **{name: getattr(self._config, name) for name in ("n_layer", "n_head", "n_embd", "block_size")},
+            **{
+                name: getattr(self._config, name)
+                for name in ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")
+            },
             data=begun.get("text", {}).get("name"),
             step=max((event["step"] for event in events), default=None),
             max_steps=begun.get("config", {}).get("max_steps"),

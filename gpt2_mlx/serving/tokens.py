@@ -30,7 +30,7 @@ class TokenizeRequest(Body):
 class DetokenizeRequest(Body):
     """The body of POST /detokenize."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"tokens": [464, 2068, 7586, 21831]}]})
+    model_config = ConfigDict(json_schema_extra={"examples": [{"tokens": [39, 72]}]})
 
     tokens: TokenIds
     """Token ids."""
@@ -49,11 +49,11 @@ async def detokenize(request: Request) -> Response:
 
 
 def _tokenize(service: Service, body: bytes) -> Response:
-    ids = service.encoding.encode_ordinary(parse(TokenizeRequest, body).prompt)
+    ids = service.encoding.encode_ordinary(parse(TokenizeRequest, body, service.encoding.n_vocab).prompt)
     return answer(TokenizeAnswer(count=len(ids), max_model_len=service.run.block_size, tokens=ids))
 
 
 def _detokenize(service: Service, body: bytes) -> Response:
-    ids = parse(DetokenizeRequest, body).tokens
+    ids = parse(DetokenizeRequest, body, service.encoding.n_vocab).tokens
     text = b"".join(token_bytes(service.encoding, id) for id in ids)
     return answer(DetokenizeAnswer(prompt=text.decode(errors="replace")))

@@ -347,6 +347,7 @@ function show(told) {
     Parameters: count(told.n_params) + (told.preset ? ` (${told.preset})` : ""),
     Shape: `${told.n_layer} layers, ${told.n_embd.toLocaleString("en")} wide`,
     Context: `${told.block_size.toLocaleString("en")} tokens`,
+    Vocabulary: `${told.vocab_size.toLocaleString("en")} tokens`,
     "Learned from": told.data,
     Training: told.step && `step ${told.step} of ${told.max_steps}`,
     "Answers with": served && stepOf(served.name),
