@@ -6,6 +6,7 @@ import pytest
 from mlx.utils import tree_map
 
 from gpt2_mlx import GPT2, GPT2Config, checkpoint, tokenizer
+from gpt2_mlx.corpus import vocabularies
 
 from .conftest import greedy, logits, some_tokens, torch_greedy, torch_logits
 
@@ -87,6 +88,32 @@ def test_the_tokenizer_is_the_same_elsewhere(tmp_path):
     assert theirs(text)["input_ids"] == ids
     assert theirs.decode(ids) == text
     assert theirs.eos_token_id == 50256 and theirs.model_max_length == CONFIGS[1].block_size
+
+
+OWN = {
+    "bytes": tokenizer.of_merges([]),
+    "280": vocabularies.trained(280, ["It isn't a summer's day, naïve café! " * 9], ""),
+}
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_a_vocabulary_of_ones_own_is_the_same_elsewhere(name, tmp_path):
+    own = OWN[name]
+    ours = jittered(GPT2Config(block_size=48, vocab_size=own.size, n_layer=2, n_head=2, n_embd=32))
+    checkpoint.save(tmp_path / "saved", ours, vocabulary=own)
+    text = "The summer's day…  it isn't\n\n naïve 日本 🙂 <|endoftext|>x"
+    ids = own.encoding.encode(text, allowed_special="all")
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "saved")
+    model, also = mlx_lm.load(str(tmp_path / "saved"))
+    assert theirs(text)["input_ids"] == also.encode(text) == ids and own.eot in ids
+    assert theirs.decode(ids) == also.decode(ids) == text
+    assert theirs.eos_token_id == also.eos_token_id == own.eot and len(theirs) == own.size
+    tokens, prompt = some_tokens(ours), some_tokens(ours)[0, :24].tolist()
+    torch_model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "saved").eval()
+    assert torch_model.config.eos_token_id == torch_model.generation_config.eos_token_id == own.eot
+    assert np.abs(logits(ours, tokens) - torch_logits(torch_model, tokens)).max() < 1e-4
+    assert np.abs(logits(ours, tokens) - np.array(model(mx.array(tokens)))).max() < 1e-4
+    assert greedy(ours, prompt, 24) == torch_greedy(torch_model, prompt, 24) == mlx_lm_greedy(model, prompt, 24)
 
 
 def mlx_lm_greedy(model, prompt: list[int], n: int) -> list[int]:
