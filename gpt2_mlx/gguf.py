@@ -1,7 +1,6 @@
 """A model as a GGUF file, which llama.cpp, Ollama and LM Studio open."""
 
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 
 import gguf
@@ -12,9 +11,9 @@ from gguf import GGMLQuantizationType as Kind
 from gguf import GGUFWriter, LlamaFileType, TokenType
 from mlx.utils import tree_flatten
 
-from . import layout, tokenizer
-from .files import new_file, read_json
+from .files import new_file
 from .model import GPT2, LAYER_NORM_EPSILON
+from .tokenizer import Vocabulary
 
 # How the matrices are stored, by the model's dtype or by bits, and what a file of these is called.
 _KINDS = {
@@ -28,7 +27,7 @@ _BLOCK = 32  # weights of a row that share a scale in Q8_0 and Q4_0
 _NO_MERGE = "<none> <none>"  # llama.cpp asks for one merge at least; this one never applies: no other makes its parts
 
 
-def save(path: Path, model: GPT2, folder: Path, quantize: int | None = None) -> None:
+def save(path: Path, model: GPT2, vocabulary: Vocabulary, quantize: int | None = None) -> None:
     """Write a model and its vocabulary as a GGUF file; it appears whole or not at all.
 
     Matrices are stored in the model's dtype, or rounded to 8 bits (Q8_0) or 4 (Q4_0; the embedding in Q8_0, since it is
@@ -38,13 +37,15 @@ def save(path: Path, model: GPT2, folder: Path, quantize: int | None = None) -> 
     Args:
         path: the file; one that was there before is replaced.
         model: its parameters evaluated.
-        folder: its checkpoint folder, for the vocabulary.
+        vocabulary: the model's; ids that it has beyond it are padding.
         quantize: 8 or 4 bits per weight.
 
     Raises:
-        ValueError: the vocabulary does not fit the model, or the model's width is no multiple of 32, for `quantize`.
+        ValueError: the vocabulary has more tokens than the model, or, with `quantize`, n_embd is no multiple of 32.
     """
-    vocabulary = Vocabulary.read(folder, model.config.vocab_size)
+    vocab_size = model.config.vocab_size
+    if vocabulary.size > vocab_size:
+        raise ValueError(f"the vocabulary has {vocabulary.size} tokens, but the model knows {vocab_size}")
     arrays = _tensors(model)
     kinds = {name: _kind(name, array, quantize or model.dtype) for name, array in arrays.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -52,7 +53,7 @@ def save(path: Path, model: GPT2, folder: Path, quantize: int | None = None) -> 
         writer.add_name(path.stem)
         writer.add_file_type(_KINDS[quantize or model.dtype][1])
         _add_shape(writer, model)
-        vocabulary.add_to(writer)
+        _add_vocabulary(writer, vocabulary, vocab_size)
         for name, array in arrays.items():
             per_block, size = gguf.GGML_QUANT_SIZES[kinds[name]]
             writer.add_tensor_info(name, array.shape, np.dtype("float32"), array.size // per_block * size, kinds[name])
@@ -96,46 +97,16 @@ def _kind(name: str, array: mx.array, stored: mx.Dtype | int) -> Kind:
     return Kind.Q8_0 if stored == 4 and name == "token_embd.weight" else _KINDS[stored][0]
 
 
-@dataclass(frozen=True)
-class Vocabulary:
-    """What llama.cpp makes its byte-level BPE from."""
-
-    tokens: list[str]  # by id; bytes are written as in a vocab.json
-    merges: list[str]  # two tokens with a space between, the first learned first
-    eot: int  # the id of the token that separates documents
-    vocab_size: int  # the model's; what it has beyond the tokens is padding
-
-    @classmethod
-    def read(cls, folder: Path, vocab_size: int) -> "Vocabulary":
-        """The vocabulary of a checkpoint folder, GPT-2's where it holds none.
-
-        Raises a ValueError where the files contradict each other or the model.
-        """
-        vocab, merges, gpt2 = folder / "vocab.json", folder / "merges.txt", tokenizer.gpt2()
-        ids = read_json(vocab) if vocab.is_file() else gpt2.ids
-        tokens = sorted(ids, key=ids.get)
-        if [ids[token] for token in tokens] != list(range(len(ids))):
-            raise ValueError(f"{vocab} must give its {len(ids)} tokens the ids from 0 to {len(ids) - 1}")
-        if len(ids) > vocab_size:
-            raise ValueError(f"{vocab} has {len(ids)} tokens, but the model knows {vocab_size}")
-        eot = read_json(folder / "config.json").get("eos_token_id")
-        if eot not in range(len(ids)):
-            raise ValueError(f"{folder / 'config.json'}: eos_token_id is {eot!r}; it must be an id of {vocab}")
-        lines = (merges.read_text(encoding="utf-8") if merges.is_file() else gpt2.merges).split("\n")
-        pairs = [line for line in lines if line and not line.startswith("#version:")]
-        unknown = [pair for pair in pairs if pair.replace(" ", "", 1) not in ids]
-        layout.refuse([f"{merges}: {pair!r} makes no token of {vocab}" for pair in unknown])
-        return cls(tokens, pairs, eot, vocab_size)
-
-    def add_to(self, writer: GGUFWriter) -> None:
-        padding = [f"[PAD{id}]" for id in range(len(self.tokens), self.vocab_size)]
-        types = [TokenType.NORMAL] * len(self.tokens) + [TokenType.UNUSED] * len(padding)
-        types[self.eot] = TokenType.CONTROL
-        writer.add_tokenizer_model("gpt2")
-        writer.add_tokenizer_pre("gpt-2")  # the regular expression that cuts a text into words
-        writer.add_token_list(self.tokens + padding)
-        writer.add_token_types(types)
-        writer.add_token_merges(self.merges or [_NO_MERGE])
-        writer.add_bos_token_id(self.eot)
-        writer.add_eos_token_id(self.eot)
-        writer.add_add_bos_token(False)
+def _add_vocabulary(writer: GGUFWriter, vocabulary: Vocabulary, vocab_size: int) -> None:
+    padding = [f"[PAD{id}]" for id in range(vocabulary.size, vocab_size)]  # ids that only the model has
+    types = [TokenType.NORMAL] * vocabulary.size + [TokenType.UNUSED] * len(padding)
+    types[vocabulary.eot] = TokenType.CONTROL
+    _, *merges = vocabulary.merges.splitlines()  # without the header
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")  # the regular expression that cuts a text into words
+    writer.add_token_list([*vocabulary.ids, *padding])
+    writer.add_token_types(types)
+    writer.add_token_merges(merges or [_NO_MERGE])
+    writer.add_bos_token_id(vocabulary.eot)
+    writer.add_eos_token_id(vocabulary.eot)
+    writer.add_add_bos_token(False)

@@ -1,7 +1,5 @@
 """A GGUF file read back with the package's own reader. tests/parity has llama.cpp open it."""
 
-import json
-
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -9,9 +7,9 @@ from gguf import GGMLQuantizationType as Kind
 from gguf import GGUFReader
 from mlx.utils import tree_flatten, tree_map
 
-from gpt2_mlx import GPT2, GPT2Config, checkpoint, gguf, tokenizer
+from gpt2_mlx import GPT2, GPT2Config, gguf, tokenizer
 
-WORDS = {"a": 0, "b": 1, "ab": 2, "<end>": 3}
+WORDS = tokenizer.of_merges([("a", "b")])  # 256 bytes, "ab", <|endoftext|>
 NAMES = {  # llama.cpp's (src/llama-arch.cpp) for ours
     "token_embd": "wte",
     "position_embd": "wpe",
@@ -28,18 +26,9 @@ NAMES = {  # llama.cpp's (src/llama-arch.cpp) for ours
 @pytest.fixture
 def model() -> GPT2:
     """A model none of whose parameters is at its initial zero or one."""
-    model = GPT2(GPT2Config(block_size=10, vocab_size=6, n_layer=2, n_head=2, n_embd=32), seed=1)
+    model = GPT2(GPT2Config(block_size=10, vocab_size=260, n_layer=2, n_head=2, n_embd=32), seed=1)
     model.update(tree_map(lambda p: p + 0.1 * mx.random.normal(p.shape, key=mx.random.key(p.size)), model.parameters()))
     return model
-
-
-@pytest.fixture
-def folder(tmp_path):
-    """The vocabulary of a checkpoint folder: four tokens."""
-    (tmp_path / "vocab.json").write_text(json.dumps(WORDS))
-    (tmp_path / "merges.txt").write_text("#version: 0.2\na b\n")
-    (tmp_path / "config.json").write_text('{"eos_token_id": 3}')
-    return tmp_path
 
 
 def read(path) -> tuple[dict, dict]:
@@ -54,9 +43,9 @@ def ours(name: str) -> str:
     return ".".join([*block, NAMES[part], kind]).replace("blk", "h")
 
 
-def test_the_keys_that_llama_cpp_reads(model, folder):
-    gguf.save(folder / "verse.gguf", model, folder)
-    assert read(folder / "verse.gguf")[0] == {
+def test_the_keys_that_llama_cpp_reads(model, tmp_path):
+    gguf.save(tmp_path / "verse.gguf", model, WORDS)
+    assert read(tmp_path / "verse.gguf")[0] == {
         "general.architecture": "gpt2",
         "general.name": "verse",
         "general.file_type": 0,
@@ -69,20 +58,20 @@ def test_the_keys_that_llama_cpp_reads(model, folder):
         "gpt2.attention.layer_norm_epsilon": pytest.approx(1e-5),
         "tokenizer.ggml.model": "gpt2",
         "tokenizer.ggml.pre": "gpt-2",
-        "tokenizer.ggml.tokens": ["a", "b", "ab", "<end>", "[PAD4]", "[PAD5]"],
-        "tokenizer.ggml.token_type": [1, 1, 1, 3, 5, 5],
+        "tokenizer.ggml.tokens": [*list(tokenizer.gpt2().ids)[:256], "ab", "<|endoftext|>", "[PAD258]", "[PAD259]"],
+        "tokenizer.ggml.token_type": [1] * 257 + [3, 5, 5],
         "tokenizer.ggml.merges": ["a b"],
-        "tokenizer.ggml.bos_token_id": 3,
-        "tokenizer.ggml.eos_token_id": 3,
+        "tokenizer.ggml.bos_token_id": 257,
+        "tokenizer.ggml.eos_token_id": 257,
         "tokenizer.ggml.add_bos_token": False,
     }
 
 
 @pytest.mark.parametrize(("dtype", "kind"), [("float32", Kind.F32), ("float16", Kind.F16), ("bfloat16", Kind.BF16)])
-def test_every_weight_is_there_once_and_unchanged(model, folder, dtype, kind):
+def test_every_weight_is_there_once_and_unchanged(model, tmp_path, dtype, kind):
     model.set_dtype(getattr(mx, dtype))
-    gguf.save(folder / "m.gguf", model, folder)
-    _, tensors = read(folder / "m.gguf")
+    gguf.save(tmp_path / "m.gguf", model, WORDS)
+    _, tensors = read(tmp_path / "m.gguf")
     parameters = dict(tree_flatten(model.parameters()))
     assert sorted(map(ours, tensors)) == sorted(parameters)
     for name, tensor in tensors.items():
@@ -97,9 +86,9 @@ def test_every_weight_is_there_once_and_unchanged(model, folder, dtype, kind):
 
 
 @pytest.mark.parametrize(("bits", "kind"), [(8, Kind.Q8_0), (4, Kind.Q4_0)])
-def test_a_rounded_weight_is_off_by_no_more_than_its_block_allows(model, folder, bits, kind):
-    gguf.save(folder / "m.gguf", model, folder, bits)
-    fields, tensors = read(folder / "m.gguf")
+def test_a_rounded_weight_is_off_by_no_more_than_its_block_allows(model, tmp_path, bits, kind):
+    gguf.save(tmp_path / "m.gguf", model, WORDS, bits)
+    fields, tensors = read(tmp_path / "m.gguf")
     assert fields["general.file_type"] == {8: 7, 4: 2}[bits]
     for name, array in tree_flatten(model.parameters()):
         tensor = next(tensor for theirs, tensor in tensors.items() if ours(theirs) == name)
@@ -120,10 +109,10 @@ def test_a_rounded_weight_is_off_by_no_more_than_its_block_allows(model, folder,
 
 
 @pytest.mark.parametrize("bits", [8, 4])
-def test_what_mlx_has_quantised_is_multiplied_out(model, folder, bits):
+def test_what_mlx_has_quantised_is_multiplied_out(model, tmp_path, bits):
     model.quantize(bits)
-    gguf.save(folder / "m.gguf", model, folder)
-    _, tensors = read(folder / "m.gguf")
+    gguf.save(tmp_path / "m.gguf", model, WORDS)
+    _, tensors = read(tmp_path / "m.gguf")
     for name, layer in (("token_embd", model.wte), ("blk.1.ffn_down", model.h[1].mlp.c_proj)):
         expected = mx.dequantize(layer.weight, layer.scales, layer.biases, layer.group_size, layer.bits)
         assert (tensors[f"{name}.weight"].data == np.array(expected)).all()
@@ -131,63 +120,41 @@ def test_what_mlx_has_quantised_is_multiplied_out(model, folder, bits):
 
 
 def test_gpt2s_vocabulary(tmp_path):
-    model = GPT2(GPT2Config(block_size=4, n_layer=1, n_head=1, n_embd=4))
-    checkpoint.save(tmp_path / "saved", model)
-    gguf.save(tmp_path / "m.gguf", model, tmp_path / "saved")
+    gguf.save(tmp_path / "m.gguf", GPT2(GPT2Config(block_size=4, n_layer=1, n_head=1, n_embd=4)), tokenizer.gpt2())
     fields, _ = read(tmp_path / "m.gguf")
     tokens, merges = fields["tokenizer.ggml.tokens"], fields["tokenizer.ggml.merges"]
     assert len(tokens) == 50257 and tokens[50256] == "<|endoftext|>" and tokens[262] == "Ġthe"
     assert len(merges) == 50000 and merges[0] == "Ġ t" and merges[-1] == "Ġg azed"
     assert fields["tokenizer.ggml.token_type"][-2:] == [1, 3]
-    assert fields["tokenizer.ggml.bos_token_id"] == fields["tokenizer.ggml.eos_token_id"] == tokenizer.EOT
+    assert fields["tokenizer.ggml.bos_token_id"] == fields["tokenizer.ggml.eos_token_id"] == 50256
 
 
-def test_a_folder_without_a_vocabulary_has_gpt2s(folder):
-    for name in ("vocab.json", "merges.txt"):
-        (folder / name).unlink()
-    found = gguf.Vocabulary.read(folder, 50257)
-    assert found.tokens[262] == "Ġthe" and len(found.merges) == 50000
-
-
-def test_a_vocabulary_without_merges_gets_one_that_no_text_meets(model, folder):
-    (folder / "merges.txt").write_text("#version: 0.2\n")
-    gguf.save(folder / "m.gguf", model, folder)
-    (merge,) = read(folder / "m.gguf")[0]["tokenizer.ggml.merges"]
+def test_a_vocabulary_without_merges_gets_one_that_no_text_meets(model, tmp_path):
+    gguf.save(tmp_path / "m.gguf", model, tokenizer.of_merges([]))
+    (merge,) = read(tmp_path / "m.gguf")[0]["tokenizer.ggml.merges"]
     left, right = merge.split(" ")
-    of_one_byte = [token for token, id in tokenizer.gpt2().ids.items() if id < 256]
-    assert len(left) > 1 and len(right) > 1 and left not in of_one_byte
+    assert len(left) > 1 and len(right) > 1  # a text is bytes, and no other merge makes more of them
 
 
-@pytest.mark.parametrize(
-    ("file", "content", "message"),
-    [
-        ("vocab.json", json.dumps(WORDS | {"c": 3}), "must give its 5 tokens the ids from 0 to 4"),
-        ("vocab.json", json.dumps(dict(zip("abcdefg", range(7)))), "has 7 tokens, but the model knows 6"),
-        ("config.json", '{"eos_token_id": 50256}', "eos_token_id is 50256; it must be an id of"),
-        ("config.json", "{}", "eos_token_id is None"),
-        ("merges.txt", "b a\n", "'b a' makes no token of"),
-    ],
-)
-def test_files_that_contradict_each_other(model, folder, file, content, message):
-    (folder / file).write_text(content)
-    with pytest.raises(ValueError, match=message):
-        gguf.save(folder / "m.gguf", model, folder)
-    assert not list(folder.glob("*.gguf*"))
+def test_a_vocabulary_that_the_model_does_not_know(small, tmp_path):
+    with pytest.raises(ValueError, match="the vocabulary has 258 tokens, but the model knows 61"):
+        gguf.save(tmp_path / "m.gguf", GPT2(small), WORDS)
+    assert not list(tmp_path.iterdir())
 
 
-def test_a_width_that_has_no_whole_blocks(small, folder):
+def test_a_width_that_has_no_whole_blocks(tmp_path):
     with pytest.raises(ValueError, match="n_embd is 12; to be quantised it must be a multiple of 32"):
-        gguf.save(folder / "m.gguf", GPT2(small), folder, 8)
+        gguf.save(tmp_path / "m.gguf", GPT2(GPT2Config(block_size=4, n_layer=1, n_head=1, n_embd=12)), WORDS, 8)
 
 
-def test_a_file_appears_whole_or_not_at_all(model, folder, monkeypatch):
-    (folder / "m.gguf").write_bytes(b"the old one")
+def test_a_file_appears_whole_or_not_at_all(model, tmp_path, monkeypatch):
+    (tmp_path / "m.gguf").write_bytes(b"the old one")
 
     def stop(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(gguf.GGUFWriter, "write_tensor_data", stop)
     with pytest.raises(OSError, match="No space left"):
-        gguf.save(folder / "m.gguf", model, folder)
-    assert (folder / "m.gguf").read_bytes() == b"the old one"
-    assert not list(folder.glob(".*.tmp"))
+        gguf.save(tmp_path / "m.gguf", model, WORDS)
+    assert (tmp_path / "m.gguf").read_bytes() == b"the old one"
+    assert not list(tmp_path.glob(".*.tmp"))

@@ -59,7 +59,7 @@ def _write_gguf(flags: Convert) -> str:
         raise ValueError(f"--dtype is {flags.dtype}, but --quantize {flags.quantize} is the type of a GGUF's matrices")
     folder = pretrained.find(flags.source)
     model = checkpoint.load(folder, flags.dtype)
-    gguf.save(flags.out, model, folder, flags.quantize)
+    gguf.save(flags.out, model, pretrained.vocabulary(folder), flags.quantize)
     kind = {8: "Q8_0", 4: "Q4_0"}.get(flags.quantize) or _name(model.dtype)
     return f"GGUF, matrices in {kind}, {_megabytes(flags.out)}"
 

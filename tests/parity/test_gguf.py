@@ -1,6 +1,5 @@
 """What is written as GGUF, opened by llama.cpp."""
 
-import json
 import math
 from contextlib import contextmanager
 
@@ -9,7 +8,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from gpt2_mlx import GPT2, GPT2Config, checkpoint, gguf, tokenizer
+from gpt2_mlx import GPT2, GPT2Config, gguf, tokenizer
 
 from .conftest import greedy, logits
 from .test_checkpoint import jittered
@@ -17,6 +16,7 @@ from .test_checkpoint import jittered
 xllamacpp = pytest.importorskip("xllamacpp")
 
 LETTERS = GPT2Config(block_size=128, vocab_size=257, n_layer=3, n_head=2, n_embd=64)
+BYTES = tokenizer.of_merges([])  # 256 bytes and <|endoftext|>
 WORDS = """The king's 1,234.56 déjà vu… naïve; Straße Ελλάδα Привет مرحبا שלום नमस्ते 日本語 한국어 ไทย
     🙂👩\u200d👩\u200d👧 e\u0301 ½ ²³ \u00ad_don't I'LL"""
 
@@ -33,19 +33,11 @@ def opened(path):
         yield lambda route, **fields: client.post(route, json=fields).raise_for_status().json()
 
 
-def letters(folder) -> GPT2:
-    """A model whose vocabulary is the 256 bytes and one end, without merges; and its checkpoint folder."""
-    model = jittered(LETTERS)
-    checkpoint.save(folder, model, vocabulary=tokenizer.of_merges([]))
-    return model
-
-
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_llama_cpp_gives_the_same_greedy_tokens(tmp_path, dtype):
     model = jittered(GPT2Config(block_size=128, n_layer=2, n_head=2, n_embd=64))
-    checkpoint.save(tmp_path / "saved", model)
     model.set_dtype(getattr(mx, dtype))
-    gguf.save(tmp_path / "m.gguf", model, tmp_path / "saved")
+    gguf.save(tmp_path / "m.gguf", model, tokenizer.gpt2())
     model.set_dtype(mx.float32)  # the weights are rounded, the computation is not
     prompt = np.random.RandomState(0).randint(0, 50256, 40).tolist()
     with opened(tmp_path / "m.gguf") as ask:
@@ -54,8 +46,8 @@ def test_llama_cpp_gives_the_same_greedy_tokens(tmp_path, dtype):
 
 
 def test_llama_cpp_gives_the_same_log_probabilities_of_a_vocabulary_without_merges(tmp_path):
-    model = letters(tmp_path / "saved")
-    gguf.save(tmp_path / "m.gguf", model, tmp_path / "saved")
+    model = jittered(LETTERS)
+    gguf.save(tmp_path / "m.gguf", model, BYTES)
     prompt = list(b"to be or not")
     with opened(tmp_path / "m.gguf") as ask:
         theirs = log_probabilities(ask, prompt)
@@ -64,22 +56,23 @@ def test_llama_cpp_gives_the_same_log_probabilities_of_a_vocabulary_without_merg
     ours = logits(model, np.array([prompt]))[0, -1].astype(np.float64)
     ours -= np.log(np.exp(ours).sum())
     assert np.abs(theirs - ours).max() < 5e-3
-    names = json.loads((tmp_path / "saved" / "vocab.json").read_text())
-    of_byte = {tokenizer.load().decode_single_token_bytes(id): id for id in names.values() if id < 256}
-    assert ids == [of_byte[bytes([byte])] for byte in text.encode()]
+    assert ids == BYTES.encoding.encode_ordinary(text)
+    assert len(ids) == len(text.encode())
 
 
-def test_llama_cpp_gives_the_same_token_ids(tmp_path):
-    model = GPT2(GPT2Config(block_size=64, n_layer=1, n_head=1, n_embd=32))
-    checkpoint.save(tmp_path / "saved", model)
-    gguf.save(tmp_path / "m.gguf", model, tmp_path / "saved")
+@pytest.mark.parametrize("n_merges", [50000, 700])
+def test_llama_cpp_gives_the_same_token_ids(tmp_path, n_merges):
+    lines = tokenizer.gpt2().merges.splitlines()[1 : 1 + n_merges]
+    vocabulary = tokenizer.of_merges([tuple(line.split(" ")) for line in lines])
+    model = GPT2(GPT2Config(block_size=64, vocab_size=vocabulary.size, n_layer=1, n_head=1, n_embd=32))
+    gguf.save(tmp_path / "m.gguf", model, vocabulary)
     text = mixed_text()
-    ids = tokenizer.load().encode_ordinary(text)
+    ids = vocabulary.encoding.encode_ordinary(text)
     assert len(ids) >= 5000
     with opened(tmp_path / "m.gguf") as ask:
         assert ask("/tokenize", content=text)["tokens"] == ids
         assert ask("/detokenize", tokens=ids)["content"] == text
-        assert ask("/tokenize", content="a<|endoftext|>b", parse_special=True)["tokens"] == [64, 50256, 65]
+        assert ask("/tokenize", content="a<|endoftext|>b", parse_special=True)["tokens"] == [64, vocabulary.eot, 65]
 
 
 def mixed_text() -> str:
@@ -93,9 +86,9 @@ def mixed_text() -> str:
 @pytest.mark.parametrize(("bits", "allowed"), [(8, 0.01), (4, 0.1)])
 def test_the_perplexity_of_a_rounded_model(tmp_path, bits, allowed):
     """Over a text that the model wrote itself, so that its perplexity is far from that of chance."""
-    model = letters(tmp_path / "saved")
+    model = jittered(LETTERS)
     model.ln_f.weight = 3 * model.ln_f.weight  # surer of its next token
-    gguf.save(tmp_path / "m.gguf", model, tmp_path / "saved", bits)
+    gguf.save(tmp_path / "m.gguf", model, BYTES, bits)
     tokens = [10]
     for i in range(100):
         row = mx.array(logits(model, np.array([tokens]))[0, -1])
