@@ -39,6 +39,8 @@ class FakeEngine:
         self.cancelled, self.begun = [], 0
         self.prompts, self.noted = [], 0  # that came, and how many of them with the wish for their numbers
         self.killed = threading.Event()
+        self.fails_at = None  # how many tokens a text with a constraint has when that cannot be followed further
+        self.ends_at = None  # how many tokens a text has when the model ends it
         self.dies_at = None  # the step at which the process dies by itself
         self.found = 0  # tokens of each prompt that it claims to have found
         self.prefix_counts = PrefixCounts()  # what it claims next
@@ -86,6 +88,13 @@ class FakeEngine:
 
     def _output(self, id):
         prompt, params, n = self.running[id]
+        if params.constraint and n == self.fails_at:
+            del self.running[id]
+            return Output(id, (), failure="the constraint cannot be followed")
+        if n == self.ends_at:
+            del self.running[id]
+            end = None if params.logprobs is None else self._token(ENCODING.eot_token, params)
+            return Output(id, (), finish_reason="stop", found=self.found, end=end)
         self.running[id][2] += 1
         tokens = ()
         if params.max_tokens:

@@ -2,7 +2,7 @@
 
 import pytest
 from client import COMPLETIONS, SENTENCE, check_error, text_of
-from fake_engine import ENCODING, SCRIPT
+from fake_engine import ENCODING, SCRIPT, FakeEngine
 from patience import eventually
 
 SCRIPT_TEXT = ENCODING.decode(SCRIPT)
@@ -176,3 +176,16 @@ def test_what_was_cached_of_each_prompt_counts_once(client):
 
 def test_a_stream_without_usage_has_none(client):
     assert all("usage" not in chunk for chunk in client.events(COMPLETIONS, {"prompt": "Say:"}))
+
+
+def test_the_end_of_a_text_has_its_log_probability(open_client):
+    """As OpenAI tells it: who asks for one token with the prompt's numbers gets one token's more."""
+    fake = FakeEngine()
+    fake.ends_at = 2
+    client = open_client(fake)
+    choice = client.completion(echo=True, logprobs=0, max_tokens=9)["choices"][0]
+    assert choice["finish_reason"] == "stop" and choice["text"] == "Say:" + text_of(2)
+    logprobs = choice["logprobs"]
+    assert logprobs["tokens"] == ["Say", ":", *(ENCODING.decode([id]) for id in SCRIPT[:2]), "<|endoftext|>"]
+    assert logprobs["token_logprobs"][-1] == -0.5 and logprobs["text_offset"][-1] == len(choice["text"])
+    assert client.completion(max_tokens=9)["choices"][0]["logprobs"] is None

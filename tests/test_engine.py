@@ -262,7 +262,10 @@ def test_the_end_of_a_text_ends_the_sequence(model):
     engine = Engine(model_50257, 2, encoding=tokenizer.load())
     id = engine.add([1], SamplingParams(temperature=0, logit_bias={tokenizer.EOT: 100.0}))
     (output,) = run(engine, id)[id]
-    assert output.tokens == () and output.finish_reason == "stop"
+    assert output.tokens == () and output.finish_reason == "stop" and output.end is None
+    told = engine.add([1], SamplingParams(temperature=0, logit_bias={tokenizer.EOT: 100.0}, logprobs=0))
+    (output,) = run(engine, told)[told]
+    assert output.end.id == tokenizer.EOT and output.end.logprob == pytest.approx(-10.8, abs=2)
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,7 @@ class Output:
     finish_reason: str | None = None  # "stop" (the text came to its end), "length", or None while the text goes on
     slides: int = 0  # how often the window was moved on
     found: int = 0  # tokens of the prompt whose keys and values were kept from an earlier one
+    end: Token | None = None  # <|endoftext|>, where the model ended the text and log-probabilities are asked for
     failure: str | None = None  # why the text cannot go on, if its constraint cannot be followed
 
 
@@ -171,9 +172,9 @@ class Engine:
         return outputs + [self._output(sequence, token) for sequence, token in zip(sequences, tokens)]
 
     def _output(self, sequence: Sequence, token: Token | None) -> Output:
-        tokens, reason = (), "length"  # of a sequence that asks for no token
+        tokens, reason, end = (), "length", None  # of a sequence that asks for no token
         if token and self._encoding and token.id == self._encoding.eot_token:
-            reason = "stop"
+            reason, end = "stop", None if token.logprob is None else token
         elif token:
             tokens = (token,)
             sequence.append(token.id)
@@ -182,7 +183,7 @@ class Engine:
                 sequence.matcher.add(token.id)
                 reason = "stop" if sequence.matcher.is_complete else reason
         prompt, sequence.noted_prompt = tuple(sequence.noted_prompt), []
-        output = Output(sequence.id, tokens, prompt, reason, sequence.slides, sequence.found)
+        output = Output(sequence.id, tokens, prompt, reason, sequence.slides, sequence.found, end)
         if reason:
             self._finish(sequence, reason)
         return output

@@ -25,7 +25,8 @@ class Usage(_Answer):
 
 
 class Logprobs(_Answer):
-    """Of the tokens that begin in the text; natural logarithms, of the model's own probabilities."""
+    """Of the tokens that begin in the text, and of the `<|endoftext|>` that ends it; natural logarithms, of the model's
+    own probabilities."""
 
     tokens: list[str]
     token_logprobs: list[float | None]

@@ -98,6 +98,8 @@ class Choice:
                 break
         if output.finish_reason:
             text += self._decoder.finish()
+        if output.end and self._wants_notes and not self._decoder.stopped:
+            self._held.append(self._note(output.end, self._base + self._decoder.n_chars))
         reason = "stop" if self._decoder.stopped else output.finish_reason
         self._deltas.append(Delta(text, self._certain_notes(reason), reason, output.slides))
         return self._deltas[-1]
