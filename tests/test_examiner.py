@@ -4,9 +4,9 @@ import asyncio
 import concurrent.futures
 
 import pytest
-from client import COMPLETIONS, SENTENCE, Client, check_error
+from client import COMPLETIONS, SENTENCE, Client, check_error, text_of
 from fake_engine import FakeEngine
-from patience import PATIENCE
+from patience import PATIENCE, eventually
 
 from gpt2_mlx.generation.params import Constraint
 from gpt2_mlx.serving import examiner
@@ -66,6 +66,22 @@ def test_what_hangs_or_dies_harms_nobody(client, kind, content, words):
     assert all(words in check_error(answer, 400, f"structured_outputs.{kind}")["message"] for answer in answers)
     assert len(others) == 5
     assert client.sentence(max_tokens=2, structured_outputs={kind: "root ::= [0-9]" if kind == "grammar" else "[0-9]"})
+
+
+def test_what_cannot_be_followed_further_ends_its_request_and_no_other(client, monkeypatch):
+    monkeypatch.setattr(client.fake, "fails_at", 3)
+    fields, n_cancelled = (
+        {"structured_outputs": {"choice": ["a"]}, "max_tokens": 200, "n": 2},
+        len(client.fake.cancelled),
+    )
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        other = pool.submit(client.sentence, max_tokens=30)
+        assert "cannot be followed" in check_error(client.post(SENTENCE, {"text": "a"} | fields), 400)["message"]
+        *pieces, last = client.events(COMPLETIONS, {"prompt": "a"} | fields)
+        assert len(pieces) >= 3 and "cannot be followed" in last["error"]["message"]
+        assert other.result(PATIENCE)["completed_sentence"] == "Say:" + text_of(30)
+    eventually(lambda: len(client.fake.cancelled) > n_cancelled)  # the other of its two texts
+    eventually(lambda: client.engine.n_running == client.engine.n_waiting == 0)
 
 
 def test_a_verdict_is_known_from_then_on(client, monkeypatch):
