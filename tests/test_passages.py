@@ -104,6 +104,7 @@ def test_a_passage_is_the_documents_it_names(texts, dataset, names, held):
         ("b.txt.gz:2-1", "has the lines 1 to 2"),
         ("b.txt.gz:0", "has the lines 1 to 2"),
         ("e.parquet:3", "has the lines 1 to 2"),
+        ("d.jsonl", "'d.jsonl', but there is no document in it"),
         ("c.jsonl:2", "'c.jsonl:2', but there is no document in these lines"),
     ],
 )

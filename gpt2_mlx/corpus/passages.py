@@ -61,9 +61,12 @@ def _part(name: str, files: tuple[Path, ...]) -> _Part:
         more = f" and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
         problem = "fits several files" if found else "is none of the text's files"
         raise ValueError(f"--without is {name!r}, which {problem}: {', '.join(shown[:_SHOWN])}{more}")
+    file = files[found[0]]
     if not match:
+        if not _n_documents(file):
+            raise ValueError(f"--without is {name!r}, but there is no document in it")
         return _Part(found[0], 0, None)
-    file, first, last = files[found[0]], int(match[2]), int(match[3] or match[2])
+    first, last = int(match[2]), int(match[3] or match[2])
     ends = np.cumsum([0, *_line_sizes(file)])
     if not 1 <= first <= last < len(ends):
         raise ValueError(f"--without is {name!r}, but {file} has the lines 1 to {len(ends) - 1}")
