@@ -8,7 +8,7 @@ from .files import read_json
 
 # Of a run's settings, those that say how it learned. None holds a path of its machine.
 RECIPE = ("optimizer", "learning_rate", "min_lr", "warmup_steps", "weight_decay", "beta2", "epsilon", "grad_clip")
-RECIPE += ("batch_size", "grad_accum_steps", "max_steps", "dropout", "dtype", "seed")
+RECIPE += ("batch_size", "grad_accum_steps", "max_steps", "vocab", "dropout", "dtype", "seed")
 ENGLISH = ("tinyshakespeare", "shakespeare")  # texts of a known language
 
 

@@ -96,7 +96,7 @@ def push(tmp_path):
     def push(*words: object, **environment: str) -> subprocess.CompletedProcess:
         command = [sys.executable, "-m", "gpt2_mlx", "push", *map(str, words)]
         return subprocess.run(
-            command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, **own, **environment}, timeout=100
+            command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, **own, **environment}, timeout=300
         )
 
     yield push

@@ -142,7 +142,7 @@ def test_whatever_a_tracker_does_costs_a_line_and_not_the_run(text, tmp_path, so
     (tmp_path / "trackio.py").write_text(source)
     arguments = trained.command(text, tmp_path / "run", track="trackio", max_steps=2)
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
-    done = subprocess.run(arguments, cwd=trained.ROOT, env=environment, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(arguments, cwd=trained.ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     (told,) = [told for told in done.stdout.splitlines() if "NOTE: --track trackio" in told]
     assert line in told and "Traceback" not in done.stderr
