@@ -12,7 +12,8 @@ from typing import Literal
 from gpt2_mlx import cli, device
 from gpt2_mlx.config import PRESETS
 from gpt2_mlx.training import memory
-from gpt2_mlx.training.config import DEFAULTS, TrainConfig
+from gpt2_mlx.training.config import TrainConfig
+from gpt2_mlx.training.recipes import RECIPES
 
 from .common import alternate_processes, append, introduce, machine, medians, require, table
 
@@ -66,7 +67,7 @@ def measure(
     common = {"preset": preset, "batch_size": batch_size, "block_size": block_size, "dtype": dtype}
     common |= {"device": device_name, "steps": steps}
     contestants = {"gpt2_mlx": ("ours:train", common | {"optimizer": "adamw"})}
-    if DEFAULTS[preset]["optimizer"] == "muon":
+    if RECIPES[preset]["optimizer"] == "muon":
         contestants["gpt2_mlx, Muon"] = ("ours:train", common | {"optimizer": "muon"})
     contestants["plain MLX"] = ("plain_mlx:train", common)
     contestants["PyTorch eager"] = ("pytorch:train", common | {"compile": False})

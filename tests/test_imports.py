@@ -14,8 +14,8 @@ TRUNK = ["model", "kv_cache", "layout", "checkpoint", "pretrained", "gguf", "plo
 WINGS = {
     "corpus": "documents shards source passages dataset vocabularies loader",
     "generation": "params scheduler constraints capacity prefixes prefill decoder sampling engine text",
-    "training": "config loss optim ranks precision evaluation hellaswag progress report memory step plan trainer budget"
-    " fork settle run track",
+    "training": "recipes config loss optim ranks precision evaluation hellaswag progress report memory step plan"
+    " trainer budget fork settle run track",
     "serving": "limits config answers errors fields formats schemas messages submission examiner engines replay pulse"
     " async_engine watch telemetry worker served_run service choice completions intake tokens guard app connections"
     " server openapi docs pages",

@@ -67,11 +67,22 @@ class GPT2(nn.Module):
 class Training:
     """A model, its optimizer and the step that nanoGPT takes."""
 
-    def __init__(self, preset: str, block_size: int, rate: float, decay: float, compile: bool, dtype: str, device: str):
+    def __init__(
+        self,
+        preset: str,
+        block_size: int,
+        rate: float,
+        decay: float,
+        compile: bool,
+        dtype: str,
+        device: str,
+        vocab_size: int = VOCAB_SIZE,
+    ):
         self.device = torch_device(device)
         torch.manual_seed(1337)
         torch.set_float32_matmul_precision("high")
-        vocab_size = 50304 if self.device == "cuda" else VOCAB_SIZE  # tensor cores want a multiple of 64
+        if self.device == "cuda":
+            vocab_size = -(-vocab_size // 64) * 64  # tensor cores want a multiple of 64
         self.model = GPT2(preset, block_size, vocab_size).to(self.device)
         parameters = list(self.model.parameters())
         groups = [

@@ -6,12 +6,15 @@ Linear warm-up, then a cosine to a tenth of the rate; nothing is evaluated, samp
 import json
 import math
 import sys
+import time
 
 import numpy as np
 import torch
 
-from . import windows
+from . import VOCAB_SIZE, windows
 from .pytorch import Training
+
+TIMED_STEPS = 10
 
 
 def main(
@@ -19,24 +22,38 @@ def main(
     preset: str,
     block_size: int,
     batch_size: int,
-    steps: int,
+    steps: int | None,
     warmup_steps: int,
     rate: float,
     decay: float,
     compile: bool,
     dtype: str,
     device: str,
+    vocab_size: int = VOCAB_SIZE,
+    minutes: float = 0,
 ) -> None:
-    """Train on the first 80 % of a .npy of token ids and print the loss of the last 10 %."""
+    """Train on the first 80 % of a .npy of token ids and print the loss of the last 10 %.
+
+    Without `steps` there are as many as fit into the minutes; ten are timed, with a model that is thrown away.
+    """
     ids = np.load(tokens)
     train, test = ids[: len(ids) * 8 // 10], ids[len(ids) * 9 // 10 :]
-    training = Training(preset, block_size, rate, decay, compile, dtype, device)
+    model = (preset, block_size, rate, decay, compile, dtype, device, vocab_size)
     batches = windows(train, batch_size, block_size, seed=1337)
+    if steps is None:
+        pilot = Training(*model)
+        pilot.step(next(batches), rate)
+        began = time.perf_counter()
+        for _ in range(TIMED_STEPS):
+            pilot.step(next(batches), rate)
+        steps = int(60 * minutes / (time.perf_counter() - began) * TIMED_STEPS)
+    training = Training(*model)
     for step in range(steps):
         loss = training.step(next(batches), rate * share_of_rate(step, steps, warmup_steps))
         if step % 50 == 0:
             print(f"step {step}/{steps}, loss {loss:.4f}", file=sys.stderr)
-    print(json.dumps({"test_loss": evaluate(training, test, block_size)}))
+    n_params = sum(p.numel() for p in training.model.parameters())
+    print(json.dumps({"test_loss": evaluate(training, test, block_size), "steps": steps, "n_params": n_params}))
 
 
 def share_of_rate(step: int, steps: int, warmup_steps: int) -> float:

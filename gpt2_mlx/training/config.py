@@ -8,6 +8,7 @@ from typing import Literal
 
 from .. import tokenizer
 from ..config import PRESETS, GPT2Config
+from . import recipes
 
 
 @dataclass(frozen=True)
@@ -151,17 +152,17 @@ class TrainConfig:
         the micro-batches of a step evenly.
         """
         given = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
-        preset = self._preset(on_gpu)
+        preset, vocab = self._preset(on_gpu), self.vocab or tokenizer.NAME
         shape = {name: getattr(init or PRESETS[preset], name) for name in SHAPE}
         if init:
             self._check_fits(init)
-        others = {"dtype": "bfloat16" if on_gpu else "float32", "patience": 5, "grad_accum_steps": processes}
-        others["vocab"] = tokenizer.NAME
-        full = others | shape | (fine_tuning(init) if init else DEFAULTS[preset]) | given
-        full |= _schedule(full, given, tokens or math.inf) | given
+        others = {"dtype": "bfloat16" if on_gpu else "float32", "grad_accum_steps": processes, "vocab": vocab}
+        recipe = recipes.fine_tuning(init) if init else recipes.from_scratch(preset, vocab == tokenizer.NAME)
+        full = others | shape | recipe | given
+        full |= recipes.schedule(full, given, tokens or math.inf) | given
         if not self.fine_tunes:
             full["preset"] = preset
-        resolved = TrainConfig(**{name: value for name, value in full.items() if name not in _ONLY_IN_RECIPES})
+        resolved = TrainConfig(**{name: value for name, value in full.items() if name not in recipes.ONLY_HERE})
         if resolved.grad_accum_steps % processes:
             raise ValueError(
                 f"--grad-accum-steps is {resolved.grad_accum_steps}; it must be a multiple of the number of processes,"
@@ -189,23 +190,6 @@ class TrainConfig:
         return GPT2Config(**shape, vocab_size=tokenizer.size_of(self.vocab))
 
 
-def _schedule(settings: dict, given: dict, tokens: float) -> dict:
-    """The settings that follow from a recipe and from the number of tokens to train on."""
-    steps_per_pass = tokens / (settings["batch_size"] * settings["grad_accum_steps"] * settings["block_size"])
-    steps = int(max(LEAST_STEPS, min(settings["max_steps"], settings["passes"] * steps_per_pass)))
-    steps = given.get("max_steps", steps)
-    part = max(25, steps // settings["validations"])
-    eval_interval = given.get("eval_interval", int(max(1, min(part, 2 * steps_per_pass))))
-    return {
-        "max_steps": steps,
-        "warmup_steps": min(settings["warmup_steps"], steps // 10),
-        "min_lr": settings["learning_rate"] / 10,
-        "eval_interval": eval_interval,
-        "sample_interval": max(part, eval_interval),
-        "save_interval": max(part, eval_interval),
-    }
-
-
 SHAPE = ("n_layer", "n_head", "n_embd", "block_size", "dropout")
 _AT_LEAST_0 = ("weight_decay", "grad_clip", "min_lr", "seed", "sample_interval", "patience", "warmup_steps")
 _AT_LEAST_0 += ("eval_tokens", "wired_limit_gb")
@@ -215,32 +199,3 @@ _AT_LEAST_1 = ("max_steps", "batch_size", "grad_accum_steps", "eval_interval", "
 def flag(name: str) -> str:
     """The flag of a field: "--n-layer" of "n_layer"."""
     return "--" + name.replace("_", "-")
-
-
-# tiny and baby are tuned, on Tiny Shakespeare. Short runs on little text need Muon and a large decay: with the same
-# number of tokens tiny had a loss 0.55 nats higher by AdamW at 3e-3, 0.08 by dropout of 0.1, 0.04 by a decay of 0.1.
-_RECIPE = ["passes", "max_steps", "batch_size", "warmup_steps", "learning_rate", "optimizer", "weight_decay", "epsilon"]
-_RECIPES = {
-    "tiny": (2.3, 600, 8, 30, 6e-3, "muon", 0.6, 1e-4),
-    "baby": (2.6, 2000, 4, 30, 4e-3, "muon", 0.6, 1e-4),
-    "gpt2": (2, 2000, 4, 100, 6e-4, "adamw", 0.1, 1e-8),
-    "gpt2-medium": (2, 2000, 4, 100, 3e-4, "adamw", 0.1, 1e-8),
-    "gpt2-large": (2, 2000, 2, 100, 2.5e-4, "adamw", 0.1, 1e-8),
-    "gpt2-xl": (2, 2000, 1, 100, 2e-4, "adamw", 0.1, 1e-8),
-}
-LEAST_STEPS = 100  # for a text of a few pages; of its validations the best one counts
-_ONLY_IN_RECIPES = ("passes", "validations")  # max_steps and the intervals follow from them
-DEFAULTS = {preset: {"validations": 4, **dict(zip(_RECIPE, values))} for preset, values in _RECIPES.items()}
-
-
-def fine_tuning(init: GPT2Config) -> dict:
-    """The recipe for fine-tuning: few steps at a low rate, stopped when the validation loss stops improving.
-
-    The peak rate is a tenth of the rate for training a model of this size from scratch.
-    """
-    size = (init.n_layer, init.n_embd)
-    preset = next((name for name, p in PRESETS.items() if (p.n_layer, p.n_embd) == size), "gpt2")
-    recipe = DEFAULTS[preset]
-    rate = recipe["learning_rate"] / 10
-    gentle = {"optimizer": "adamw", "learning_rate": rate, "weight_decay": 0.1, "epsilon": 1e-8}
-    return recipe | gentle | {"max_steps": 300, "passes": 5, "validations": 12, "warmup_steps": 20, "patience": 3}
