@@ -39,7 +39,7 @@ class Vocabulary:
 
     merges: str  # the content of merges.txt, from which all else follows
 
-    @property
+    @cached_property
     def size(self) -> int:
         """The number of tokens."""
         return LEAST + self.merges.count("\n") - 1
