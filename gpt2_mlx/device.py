@@ -92,6 +92,11 @@ def streams(batch_size: int) -> list[mx.Stream]:
     return [mx.new_stream(mx.cpu) for _ in range(n)]
 
 
+def streams_of_cores() -> list[mx.Stream]:
+    """A stream for each core, for elementwise work alone; on a GPU one."""
+    return [mx.default_stream(mx.default_device())] if on_gpu() else [mx.new_stream(mx.cpu) for _ in range(cpu_count())]
+
+
 def between_processes() -> mx.Device:
     """Where processes add up arrays: a Mac's GPU would wait for the network, and macOS ends what waits for long."""
     return mx.default_device() if mx.cuda.is_available() else mx.Device(mx.cpu)

@@ -7,6 +7,7 @@ import mlx.core as mx
 import mlx.optimizers as optim
 from mlx.utils import tree_flatten, tree_map, tree_merge
 
+from .. import device
 from ..model import GPT2
 from .config import TrainConfig
 
@@ -43,9 +44,20 @@ def _apart(*arrays: mx.array) -> list[mx.array]:
 
 
 class AdamW(_Guarded, optim.AdamW):
-    """MLX's AdamW (Loshchilov & Hutter 2019), written so that `mx.compile` makes few kernels per parameter."""
+    """MLX's AdamW (Loshchilov & Hutter 2019), written so that `mx.compile` makes few kernels per parameter.
+
+    The `streams` update the parameters in turns.
+    """
+
+    def __init__(self, streams: list[mx.Stream], **settings):
+        super().__init__(0.0, **settings)
+        self._streams = itertools.cycle(streams)
 
     def apply_single(self, gradient: mx.array, parameter: mx.array, state: dict) -> mx.array:
+        with mx.stream(next(self._streams)):
+            return self._updated(gradient, parameter, state)
+
+    def _updated(self, gradient: mx.array, parameter: mx.array, state: dict) -> mx.array:
         (b1, b2), rate, step = self.betas, self.learning_rate, self.step
         m = state["m"] = state["m"] + mx.where(self._taken, 1 - b1, 0) * (gradient - state["m"])
         v = state["v"] = state["v"] + mx.where(self._taken, 1 - b2, 0) * (gradient * gradient - state["v"])
@@ -102,8 +114,10 @@ def group(name: str, parameter: mx.array, optimizer: str) -> str:
 def build(config: TrainConfig, model: GPT2, streams: list[mx.Stream]) -> Rules:
     """The optimizer of a run, with its initial state, for `guarded_update`."""
 
+    each_core = device.streams_of_cores()
+
     def adamw(weight_decay: float) -> AdamW:
-        return AdamW(0.0, betas=[0.9, config.beta2], eps=config.epsilon, weight_decay=weight_decay)
+        return AdamW(each_core, betas=[0.9, config.beta2], eps=config.epsilon, weight_decay=weight_decay)
 
     def is_in(name: str):
         return lambda path, parameter: group(path, parameter, config.optimizer) == name
