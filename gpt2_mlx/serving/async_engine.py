@@ -14,9 +14,9 @@ from pathlib import Path
 
 from ..generation.prefixes import PrefixCounts
 from . import messages
+from .jobs import Jobs
 from .messages import Add, Cancel, Loaded, NotLoaded, NotTaken, Step, Swap
 from .pulse import Pulse
-from .replay import Jobs
 from .submission import EngineFailed, Job, QueueFull, Refused, Submission, Unavailable
 
 LONGEST_WAIT = 30.0  # seconds between two trials to start a process

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from gpt2_mlx.generation.engine import Output, Token
 from gpt2_mlx.generation.params import SamplingParams
+from gpt2_mlx.serving.jobs import Jobs
 from gpt2_mlx.serving.messages import Cancel
-from gpt2_mlx.serving.replay import Jobs
 from gpt2_mlx.serving.submission import EngineFailed, Submission
 
 
