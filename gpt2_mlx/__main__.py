@@ -14,6 +14,7 @@ COMMANDS = {
     "evaluate": "score a model on a text, or on HellaSwag",
     "convert": "write a model in another type, or as a GGUF file",
     "push": "upload a model with its card to the Hugging Face hub",
+    "replay": "draw an answer of the service again from its receipt",
     "doctor": "check that everything holds on this machine",
 }
 

@@ -22,16 +22,21 @@ def select(name: str = "auto") -> str:
         ValueError: "gpu" where there is none, or a wrong GPT2_MLX_BLAS.
     """
     blas.check()
-    has_gpu = mx.is_available(mx.gpu)
-    if name == "gpu" and not has_gpu:
-        raise ValueError("--device is gpu, but MLX finds no GPU here; allowed on this machine: auto, cpu")
-    chosen = "gpu" if has_gpu and name != "cpu" else "cpu"
+    chosen = choice(name)
     mx.set_default_device(mx.gpu if chosen == "gpu" else mx.cpu)
     if chosen == "cpu" and sys.platform == "linux":
         _tune_linux_cpu()
     if chosen == "gpu" and sys.platform == "darwin":  # the system shares it; MLX's own limit is half as large again
         mx.set_memory_limit(memory())
     return chosen
+
+
+def choice(name: str) -> str:
+    """What `select` makes of a device's name. Raises a ValueError as that does."""
+    has_gpu = mx.is_available(mx.gpu)
+    if name == "gpu" and not has_gpu:
+        raise ValueError("--device is gpu, but MLX finds no GPU here; allowed on this machine: auto, cpu")
+    return "gpu" if has_gpu and name != "cpu" else "cpu"
 
 
 def limit_cache() -> None:
@@ -45,7 +50,12 @@ def dtype(name: str) -> str:
 
     bfloat16 would round logits of 64 to 128, which GPT-2 has, to halves; float16 rounds them to sixteenths.
     """
-    return name if name != "auto" else "float16" if on_gpu() else "float32"
+    return dtype_on("gpu" if on_gpu() else "cpu", name)
+
+
+def dtype_on(device: str, name: str) -> str:
+    """The same for a device, "gpu" or "cpu", that another process computes on."""
+    return name if name != "auto" else "float16" if device == "gpu" else "float32"
 
 
 def _tune_linux_cpu() -> None:

@@ -45,7 +45,8 @@ async def serve(config: ServeConfig, engine: AsyncEngine, path: Path, name: str,
     telemetry = Telemetry()
     telemetry.watch(engine)
     encoding = pretrained.vocabulary(checkpoint.resolve(path)).encoding
-    service = Service(engine, encoding, telemetry, ServedRun(path, name), config.api_key, config.watch)
+    run = ServedRun(path, name)
+    service = Service(engine, encoding, telemetry, run, config.api_key, config.watch, config.audit, config)
     web = app.build(service, config.host, config.allowed_host, config.cors_origin, pages.routes(encoding.n_vocab))
     server = Server(web, config.drain_seconds, engine)
     engine.start(on_failure=lambda: setattr(server, "should_exit", True))

@@ -71,6 +71,7 @@ class SamplingParams(Sampling):
     logprobs: int | None = None  # alternatives to return with each token's log-probability; None returns neither
     prompt_logprobs: bool = False  # return the same for the prompt's tokens
     constraint: Constraint | None = None  # what the text must be
+    cold: bool = False  # take no shortcut: use nothing that was computed for another text
 
 
 @functools.cache

@@ -95,5 +95,5 @@ def _can_share(sequence: Sequence, other: Sequence) -> bool:
 
 
 def _is_plain(sequence: Sequence) -> bool:
-    """Whether a sequence reads its prompt, and needs no more of the pass than keys and values."""
-    return not (sequence.slides or sequence.params.prompt_logprobs)
+    """Whether a sequence reads its prompt, and may have keys and values from another that read the same."""
+    return not (sequence.slides or sequence.params.prompt_logprobs or sequence.params.cold)

@@ -1,8 +1,8 @@
 """What answers hold: each is made from one of these models, and the API is described by them."""
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import JSONResponse
 
 FinishReason = Literal["stop", "length", "timeout", "superseded"]
@@ -37,6 +37,41 @@ class Logprobs(_Answer):
     """Where each token begins, in characters."""
 
 
+class ReceiptText(_Answer):
+    """What to know a text by."""
+
+    tokens: list[int]
+    """Those that were drawn."""
+    finish_reason: FinishReason
+    sha256: str
+    """Of the tokens, the text, its log-probabilities and its finish_reason."""
+
+
+class Versions(_Answer):
+    """What computed."""
+
+    gpt2_mlx: str
+    mlx: str
+    platform: str
+    device: Literal["gpu", "cpu"]
+    dtype: Literal["float32", "bfloat16", "float16"]
+    quantize: Literal[8, 4] | None
+
+
+class Receipt(_Answer):
+    """What an answer followed from, and what to know it by: `gpt2-mlx replay` draws it again and compares."""
+
+    route: Literal["/complete-sentence", "/v1/completions"]
+    request: dict[str, Any]
+    """What was asked for, with the seed that was used, less what has no say in the texts."""
+    checkpoint: str
+    """The folder, below the one that the service was started in if it lies there."""
+    sha256: str
+    """Of the checkpoint's weights, config.json and vocabulary."""
+    versions: Versions
+    texts: list[ReceiptText] = Field(min_length=1)
+
+
 class SentenceEvent(_Answer):
     """A part of a streamed sentence."""
 
@@ -63,6 +98,8 @@ class SentenceAnswer(_Answer):
     checkpoint: str
     """Which checkpoint answered."""
     usage: Usage
+    receipt: Receipt | None = None
+    """There if asked for; null if a text did not come to its end, or the checkpoint's files are gone."""
 
 
 class CompletionChoice(_Answer):
@@ -89,6 +126,9 @@ class CompletionAnswer(_Answer):
     choices: list[CompletionChoice]
     usage: Usage | None = None
     """In a stream only in the last event, if asked for."""
+    receipt: Receipt | None = None
+    """There if asked for, in a stream in the last event; null if a text did not come to its end, or the checkpoint's
+    files are gone."""
 
 
 class TokenizeAnswer(_Answer):

@@ -19,12 +19,10 @@ from . import errors, schemas, tokens
 from .answers import Health, Model, Models, Ready, answer
 from .choice import EncodedPrompt
 from .completions import (
-    RETRY_AFTER,
     CompletionForm,
     Form,
     Generation,
     SentenceForm,
-    as_api_errors,
     events,
     whole,
 )
@@ -33,6 +31,7 @@ from .guard import Guard
 from .intake import read_body, service_of
 from .limits import MAX_ECHO_CHARS, MAX_NUMBERS
 from .service import Service
+from .submission import RETRY_AFTER, as_api_errors
 from .telemetry import Observed
 
 

@@ -1,5 +1,7 @@
 """`Choice`: one text of an answer, growing from the engine's outputs."""
 
+import dataclasses
+import hashlib
 from dataclasses import dataclass, field
 
 import tiktoken
@@ -7,9 +9,11 @@ import tiktoken
 from ..generation.engine import Output, Token
 from ..generation.text import TextStream
 from ..tokenizer import StreamingDecoder, token_bytes
-from .answers import Logprobs
+from .answers import Logprobs, ReceiptText
 from .fields import Prompt
+from .limits import N_SEEDS
 from .schemas import TextRequest
+from .submission import Job
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,7 @@ class Choice:
     def __init__(self, index: int, prompt: EncodedPrompt, request: TextRequest, encoding: tiktoken.Encoding):
         self.index = index
         self.prompt = prompt
-        self.n_tokens = 0
+        self.ids: list[int] = []  # the tokens that were drawn
         self.n_found = 0  # tokens of the prompt that the prefix cache had
         self.last_at: float | None = None  # when its last token came, on the monotonic clock
         self._deltas: list[Delta] = []
@@ -76,6 +80,19 @@ class Choice:
         self._decoder = TextStream(encoding, request.stop, request.whole_sentence)
         self._base = len(prompt.text) if request.echo else 0
         self._held: list[TokenNote] = []
+        self._hashes = hashlib.sha256(), hashlib.sha256()  # of the text and of its notes
+
+    @property
+    def record(self) -> ReceiptText:
+        """What to know the same text by, however its deltas were cut."""
+        parts = [part.hexdigest() for part in self._hashes]
+        digest = hashlib.sha256(repr((parts, self.ids, self._deltas[-1].finish_reason)).encode()).hexdigest()
+        return ReceiptText(tokens=self.ids, finish_reason=self._deltas[-1].finish_reason, sha256=digest)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the text came to an end of its own; not by a timeout, say."""
+        return bool(self._deltas) and self._deltas[-1].finish_reason in ("stop", "length")
 
     @property
     def whole(self) -> Delta:
@@ -90,7 +107,7 @@ class Choice:
         self.n_found = output.found
         text = self._prompt_text(output)
         for token in output.tokens:
-            self.n_tokens += 1
+            self.ids.append(token.id)
             if self._wants_notes:
                 self._held.append(self._note(token, self._base + self._decoder.n_chars))
             text += self._decoder.add(token.id)
@@ -101,8 +118,12 @@ class Choice:
         if output.end and self._wants_notes and not self._decoder.stopped:
             self._held.append(self._note(output.end, self._base + self._decoder.n_chars))
         reason = "stop" if self._decoder.stopped else output.finish_reason
-        self._deltas.append(Delta(text, self._certain_notes(reason), reason, output.slides))
-        return self._deltas[-1]
+        delta = Delta(text, self._certain_notes(reason), reason, output.slides)
+        self._deltas.append(delta)
+        self._hashes[0].update(text.encode(errors="surrogatepass"))
+        for note in delta.notes:
+            self._hashes[1].update(repr((note.text, note.offset, note.logprob, note.top)).encode())
+        return delta
 
     def _prompt_text(self, output: Output) -> str:
         """The prompt, if it is to be echoed and was not yet; its notes are added on the way."""
@@ -139,6 +160,17 @@ class Choice:
         n = len(self._held) if ended else sum(note.offset < end for note in self._held)
         certain, self._held = self._held[:n], self._held[n:]
         return certain
+
+
+def choices_of(
+    request: TextRequest, prompts: list[EncodedPrompt], encoding: tiktoken.Encoding
+) -> list[tuple[Job, Choice]]:
+    """The texts that a request with a seed asks for, and what the engine is to draw for each."""
+    samples = [request.params((request.seed + i) % N_SEEDS) for i in range(request.n)]
+    # The prompt's numbers are the same for all of its samples: the first asks for them.
+    samples[1:] = [dataclasses.replace(params, prompt_logprobs=False) for params in samples[1:]]
+    pairs = [(prompt, params) for prompt in prompts for params in samples]
+    return [((p.context, params), Choice(i, p, request, encoding)) for i, (p, params) in enumerate(pairs)]
 
 
 def _token_text(encoding: tiktoken.Encoding, id: int) -> str:

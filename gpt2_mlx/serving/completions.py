@@ -1,11 +1,10 @@
 """From a request to its texts, and the two forms in which they are told: ours and OpenAI's."""
 
-import contextlib
 import dataclasses
 import json
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 from pydantic import BaseModel
@@ -16,20 +15,20 @@ from .answers import (
     CompletionAnswer,
     CompletionChoice,
     PromptTokensDetails,
+    Receipt,
     SentenceAnswer,
     SentenceEvent,
     Usage,
     answer,
 )
-from .choice import Choice, Delta, EncodedPrompt
+from .choice import Choice, Delta, EncodedPrompt, choices_of
 from .errors import ApiError
-from .limits import N_SEEDS
+from .receipts import Answered
 from .schemas import TextRequest
 from .service import Service
-from .submission import EngineFailed, QueueFull, Refused, Unavailable
+from .submission import as_api_errors
 from .telemetry import request_id
 
-RETRY_AFTER = {"Retry-After": "1"}  # seconds
 MUCH = 500  # tokens with their numbers; the event loop stands still for a few milliseconds for fewer
 
 
@@ -51,16 +50,14 @@ class Generation:
         self.request = request
         self.prompts = prompts
         self.began = time.monotonic()
-        seed = secrets.randbits(63) if request.seed is None else request.seed
-        samples = [request.params((seed + i) % N_SEEDS) for i in range(request.n)]
-        # The prompt's numbers are the same for all of its samples: the first asks for them.
-        samples[1:] = [dataclasses.replace(params, prompt_logprobs=False) for params in samples[1:]]
-        jobs = [(prompt.context, params) for prompt in prompts for params in samples]
-        owners = [prompt for prompt in prompts for _ in samples]
-        self.choices = [Choice(i, prompt, request, service.encoding) for i, prompt in enumerate(owners)]
+        if request.seed is None:
+            self.request = request = request.model_copy(update={"seed": secrets.randbits(63)})
+        jobs, self.choices = zip(*choices_of(request, prompts, service.encoding))
         with as_api_errors():
             checkpoint = _checkpoint(service, request)
-            self.submission = service.engine.submit(jobs, checkpoint, number, request.supersede, request.timeout)
+            service.audits.give_way()
+            self.submission = service.engine.submit(list(jobs), checkpoint, number, request.supersede, request.timeout)
+        service.audits.enter()
         service.telemetry.prompt_tokens.inc(self.usage.prompt_tokens)
 
     def __enter__(self) -> "Generation":
@@ -68,6 +65,23 @@ class Generation:
 
     def __exit__(self, *_) -> None:
         self.submission.close()
+        self.service.audits.leave(self.answered)
+
+    @property
+    def answered(self) -> Answered | None:
+        """The request and its texts; None if one did not come to its end."""
+        if not all(choice.is_whole for choice in self.choices):
+            return None
+        texts = [choice.record for choice in self.choices]
+        prompts = [dataclasses.replace(prompt, notes=None) for prompt in self.prompts]  # these may be large
+        return Answered(self.request, prompts, self.submission.checkpoint, texts)
+
+    async def receipt(self) -> dict[str, Receipt | None]:
+        """The receipt as a field of the answer, if it is asked for, once all choices have ended."""
+        if not self.request.receipt:
+            return {}
+        answered = self.answered
+        return {"receipt": answered and await self.service.receipts.make(answered)}
 
     @property
     def checkpoint(self) -> str:
@@ -76,7 +90,7 @@ class Generation:
 
     @property
     def usage(self) -> Usage:
-        prompt, completion = sum(len(p.ids) for p in self.prompts), sum(c.n_tokens for c in self.choices)
+        prompt, completion = sum(len(p.ids) for p in self.prompts), sum(len(c.ids) for c in self.choices)
         # The first sample of a prompt reads it; the others get it from the first.
         details = PromptTokensDetails(cached_tokens=sum(c.n_found for c in self.choices[:: self.request.n]))
         return Usage(
@@ -130,21 +144,6 @@ def _checkpoint(service: Service, request: TextRequest) -> Path | None:
     return folders[request.checkpoint]
 
 
-@contextlib.contextmanager
-def as_api_errors() -> Iterator[None]:
-    """Turns the engine's exceptions into ApiErrors."""
-    try:
-        yield
-    except QueueFull as error:
-        raise ApiError(429, str(error), code="queue_full", headers=RETRY_AFTER) from None
-    except Unavailable as error:
-        raise ApiError(503, str(error), headers=RETRY_AFTER) from None
-    except EngineFailed as error:
-        raise ApiError(500, str(error), code="engine_failed") from None
-    except Refused as error:
-        raise ApiError(400, str(error), code="invalid_value") from None
-
-
 class SentenceForm:
     """How POST /complete-sentence tells a generation. Streamed, its last event is the unstreamed answer."""
 
@@ -156,10 +155,10 @@ class SentenceForm:
         optional |= {"finish_reason": delta.finish_reason} if delta.finish_reason else {}
         return SentenceEvent(index=choice.index, text=delta.text, **optional)
 
-    def last_events(self) -> list[SentenceAnswer]:
-        return [self.answer()]
+    def last_events(self, **receipt: Receipt | None) -> list[SentenceAnswer]:
+        return [self.answer(**receipt)]
 
-    def answer(self) -> SentenceAnswer:
+    def answer(self, **receipt: Receipt | None) -> SentenceAnswer:
         choices, request = self.generation.choices, self.generation.request
         texts, first = [choice.prompt.text + choice.whole.text for choice in choices], choices[0].whole
         optional = {"completed_sentences": texts} if request.n > 1 else {}
@@ -171,6 +170,7 @@ class SentenceForm:
             checkpoint=self.generation.checkpoint,
             usage=self.generation.usage,
             **optional,
+            **receipt,
         )
 
 
@@ -185,14 +185,15 @@ class CompletionForm:
     def event(self, choice: Choice, delta: Delta) -> CompletionAnswer:
         return self._object([self._choice(choice, delta)], **({"usage": None} if self._wants_usage else {}))
 
-    def last_events(self) -> list[CompletionAnswer]:
-        return [self._object([], usage=self.generation.usage)] if self._wants_usage else []
+    def last_events(self, **receipt: Receipt | None) -> list[CompletionAnswer]:
+        usage = {"usage": self.generation.usage} if self._wants_usage else {}
+        return [self._object([], **usage, **receipt)] if usage or receipt else []
 
-    def answer(self) -> CompletionAnswer:
+    def answer(self, **receipt: Receipt | None) -> CompletionAnswer:
         choices = [self._choice(choice, choice.whole) for choice in self.generation.choices]
-        return self._object(choices, usage=self.generation.usage)
+        return self._object(choices, usage=self.generation.usage, **receipt)
 
-    def _object(self, choices: list[CompletionChoice], **usage: Usage | None) -> CompletionAnswer:
+    def _object(self, choices: list[CompletionChoice], **more: Usage | Receipt | None) -> CompletionAnswer:
         return CompletionAnswer(
             id=f"cmpl-{request_id.get()}",
             object="text_completion",
@@ -200,7 +201,7 @@ class CompletionForm:
             model=self.generation.service.run.name,
             system_fingerprint=self.generation.checkpoint,
             choices=choices,
-            **usage,
+            **more,
         )
 
     def _choice(self, choice: Choice, delta: Delta) -> CompletionChoice:
@@ -220,7 +221,8 @@ async def whole(form: Form) -> JSONResponse:
     """The answer, once all of it is there."""
     async for _ in form.generation.deltas():
         pass
-    return await run_in_threadpool(lambda: answer(form.answer()))
+    receipt = await form.generation.receipt()
+    return await run_in_threadpool(lambda: answer(form.answer(**receipt)))
 
 
 async def events(form: Form) -> AsyncIterator[str]:
@@ -229,7 +231,7 @@ async def events(form: Form) -> AsyncIterator[str]:
         async for choice, delta in form.generation.deltas():
             if delta.text or delta.notes or delta.finish_reason:
                 yield await _beside(len(delta.notes), lambda: _json(form.event(choice, delta)))  # noqa: B023
-        for event in form.last_events():
+        for event in form.last_events(**await form.generation.receipt()):
             yield _json(event)
     except ApiError as error:
         yield _json(error.body)

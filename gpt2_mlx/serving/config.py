@@ -24,6 +24,9 @@ class ServeConfig(LoadConfig):
     prefix_cache_mb: int | None = None
     """MB of memory for keys and values of prompts that were read, for prompts that begin as these did; 0 is off. Each
     checkpoint in memory has so much. Default: a 32nd of the memory, at most 1000."""
+    audit: float = 0.0
+    """Share of the finished requests, 0 to 1, to draw again without any shortcut while nothing else is to do; a text
+    that comes out otherwise is counted in /metrics, and logged with a receipt for `gpt2-mlx replay`."""
     max_queue: int = 256
     """Sequences that may wait for a slot; beyond it requests get 429."""
     api_key: str | None = None
@@ -42,6 +45,7 @@ class ServeConfig(LoadConfig):
             "port": (0, 65_535),
             "max_batch_size": (1, 1024),
             "prefix_cache_mb": (0, 1_000_000),
+            "audit": (0, 1),
             "max_queue": (1, 1_000_000),
             "drain_seconds": (1, 86_400),
         }

@@ -33,6 +33,9 @@ MAX_VERDICTS = 64  # that are kept
 MAX_ECHO_CHARS = 4_000_000  # of prompts that are echoed, times n
 MAX_NUMBERS = 1 << 18  # log-probabilities: of each token, and of each of its alternatives
 
+# An audit.
+MAX_AUDITS = 64  # answers that wait for theirs
+
 # A connection.
 MAX_CONNECTIONS = 4096  # fewer where the system allows fewer open files
 HEADER_SECONDS = 20.0  # for the headers of a request to come

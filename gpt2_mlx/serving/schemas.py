@@ -61,6 +61,8 @@ class _Request(Body):
     are then, with the finish_reason "superseded"."""
     timeout: float | None = Field(None, gt=0, le=MAX_TIMEOUT)
     """Seconds, those in the queue too, after which the texts stay as they are, with the finish_reason "timeout"."""
+    receipt: bool = False
+    """Tell what the answer follows from, the seed too, so that `gpt2-mlx replay` can draw it again."""
 
     @cached_property
     def constraint(self) -> tuple[str, Constraint] | None:

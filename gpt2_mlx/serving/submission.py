@@ -1,11 +1,15 @@
 """`Submission`: one request in the engine, and its events on their way to whoever waits for them."""
 
 import asyncio
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ..generation.engine import Output
 from ..generation.params import SamplingParams
+from .errors import ApiError
+
+RETRY_AFTER = {"Retry-After": "1"}  # seconds
 
 Job = tuple[list[int], SamplingParams]  # a prompt's token ids, never empty, and how to go on from it
 Event = tuple[int, Output]  # the job's number in its request, and what a step brought it
@@ -99,3 +103,18 @@ class Submission:
                 self._open.discard(number)
             return event
         raise StopAsyncIteration
+
+
+@contextlib.contextmanager
+def as_api_errors() -> Iterator[None]:
+    """Turns the engine's exceptions into ApiErrors."""
+    try:
+        yield
+    except QueueFull as error:
+        raise ApiError(429, str(error), code="queue_full", headers=RETRY_AFTER) from None
+    except Unavailable as error:
+        raise ApiError(503, str(error), headers=RETRY_AFTER) from None
+    except EngineFailed as error:
+        raise ApiError(500, str(error), code="engine_failed") from None
+    except Refused as error:
+        raise ApiError(400, str(error), code="invalid_value") from None

@@ -57,6 +57,9 @@ class Telemetry:
             "gpt2_prefix_cache_misses", "Blocks that had to be computed, which the prefix cache then took", **made
         )
         self.prefix_bytes = Gauge("gpt2_prefix_cache_bytes", "Bytes of the blocks in the prefix cache", **made)
+        self.audited = Counter("gpt2_audits", "Answers that were drawn again and compared", **made)
+        self.differing = Counter("gpt2_audits_differing", "Those of them that came out otherwise", **made)
+        self.unaudited = Counter("gpt2_audits_dropped", "Answers that were to be audited and could not be", **made)
         self.restarts = Counter("gpt2_engine_restarts", "Processes of the engine that took another's place", **made)
 
     def watch(self, engine: AsyncEngine) -> None:
