@@ -19,11 +19,14 @@ README = (ROOT / "README.md").read_text()
 ARCHITECTURE, LIMITS = ((ROOT / "docs" / f"{name}.md").read_text() for name in ("architecture", "limits"))
 
 
-@pytest.mark.parametrize("preset", PRESETS)
-def test_the_table_of_presets(preset):
-    shape, recipe = PRESETS[preset], TrainConfig(preset=preset).resolved(on_gpu=False)
+@pytest.mark.parametrize(
+    "preset, vocab", [*((preset, "gpt2") for preset in PRESETS), ("tiny", "1024"), ("baby", "1024")]
+)
+def test_the_table_of_presets(preset, vocab):
+    recipe = TrainConfig(preset=preset, vocab=vocab).resolved(on_gpu=False)
+    shape = recipe.model_config()
     row = [
-        preset,
+        preset if vocab == "gpt2" else f"{preset}, `--vocab {vocab}`",
         shape.n_layer,
         shape.n_head,
         shape.n_embd,
