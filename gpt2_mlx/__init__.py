@@ -19,7 +19,7 @@ from pathlib import Path
 
 import tiktoken
 
-from . import checkpoint, device, pretrained
+from . import device, pretrained
 from .config import GPT2Config
 from .generation.text import generate, stream
 from .model import GPT2
@@ -43,4 +43,4 @@ def load(
     """
     blas.check()
     folder = pretrained.find(source)
-    return checkpoint.load(folder, device.dtype(dtype), quantize), pretrained.vocabulary(folder).encoding
+    return pretrained.load(folder, device.dtype(dtype), quantize), pretrained.vocabulary(folder).encoding

@@ -33,7 +33,7 @@ def files(source: str, folder: Path, name: str, quantization: dict | None) -> di
     parts = [
         f"---\n{_front_matter(facts, begins, quantization)}\n---",
         f"# {name.rpartition('/')[2]}",
-        _summary(checkpoint.read_config(folder), facts, begins, quantization),
+        _summary(pretrained.read_config(folder), facts, begins, quantization),
         *_losses(events, checkpoint.step(folder.resolve().name)),
         *(f"![Training and validation loss]({file})" for file in curve),
         *_recipe(facts),

@@ -1,15 +1,15 @@
 """Save and load a checkpoint folder: config.json, model.safetensors, and the state that only training needs."""
 
 import re
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
-from . import cli, device, layout, tokenizer
+from . import adapter, cli, device, layout, tokenizer
+from .arrays import named, read_arrays, write_arrays
 from .config import GPT2Config
 from .files import link, new_folder, read_json, remove_folder, write_json
 from .model import GPT2
@@ -28,19 +28,22 @@ def save(
     state: dict | None = None,
     vocabulary: Vocabulary | None = None,
 ) -> None:
-    """Write a checkpoint folder; it appears whole or not at all.
+    """Write a checkpoint folder; it appears whole or not at all. Of a model with an adapter it holds the adapter alone.
 
     The model's parameters keep their dtype. Only training gives `optimizer_state`, a tree of arrays stored as
     optimizer.safetensors, and `state`, stored as state.json. The vocabulary is GPT-2's by default.
     """
     vocabulary = vocabulary or tokenizer.gpt2()
     with new_folder(folder) as aside:
-        _write_arrays(aside / "model.safetensors", layout.tensors(model))
+        if model.lora:
+            adapter.write(aside, model)
+        else:
+            write_arrays(aside / "model.safetensors", layout.tensors(model))
         write_json(aside / "config.json", layout.config_fields(model) | vocabulary.ends)
         for name, content in vocabulary.files(model.config.block_size).items():
             (aside / name).write_bytes(content)
         if state is not None:
-            _write_arrays(aside / "optimizer.safetensors", dict(tree_flatten(optimizer_state)))
+            write_arrays(aside / "optimizer.safetensors", dict(tree_flatten(optimizer_state)))
             write_json(aside / "state.json", state)
 
 
@@ -56,7 +59,11 @@ def load(folder: Path, dtype: str | None = "float32", quantize: int | None = Non
         ValueError: a file is missing or broken, the tensors are not exactly those of the configuration, or some hold
             values that are not finite; the message names the file or the tensors.
     """
-    parts = loading(folder, dtype, quantize)
+    return whole(loading(folder, dtype, quantize))
+
+
+def whole(parts: Generator[None, None, GPT2]) -> GPT2:
+    """What is loaded in parts."""
     while True:
         try:
             next(parts)
@@ -64,12 +71,17 @@ def load(folder: Path, dtype: str | None = "float32", quantize: int | None = Non
             return end.value
 
 
-def loading(folder: Path, dtype: str | None, quantize: int | None) -> Generator[None, None, GPT2]:
-    """As `load`, in parts: each `next` evaluates one of the tensors, the last one returns the model."""
+def loading(
+    folder: Path, dtype: str | None, quantize: int | None, change: Callable[[GPT2], None] = lambda model: None
+) -> Generator[None, None, GPT2]:
+    """As `load`, in parts: each `next` evaluates one of the tensors, the last one returns the model.
+
+    `change` may change the stored weights before they are brought into another type.
+    """
     if dtype not in (*DTYPES, None):
         raise ValueError(f"dtype is {dtype!r}; allowed: {', '.join(DTYPES)}")
     config, stored = read_config(folder), _read_tensors(folder)
-    with _named(folder / "config.json"):
+    with named(folder / "config.json"):
         quantization = layout.read_quantization(read_json(folder / "config.json"))
         if config.n_layer > len(stored):  # a wrong number must not make a huge model first
             raise ValueError(f"n_layer is {config.n_layer}, but there are {len(stored)} tensors")
@@ -81,10 +93,11 @@ def loading(folder: Path, dtype: str | None, quantize: int | None) -> Generator[
             nn.quantize(model, **quantization, class_predicate=lambda name, _: f"{name}.scales" in scales)
     yield from _filling(model, folder, stored)
     del stored  # what it holds in another type or order shall go as it is replaced
+    change(model)
     if dtype:
         model.set_dtype(getattr(mx, dtype))
     if quantize:
-        with _named(folder):
+        with named(folder):
             model.quantize(quantize)
     arrays = dict(tree_flatten(model.parameters()))
     for name in list(arrays):
@@ -97,17 +110,14 @@ def loading(folder: Path, dtype: str | None, quantize: int | None) -> Generator[
     return model
 
 
-def size(folder: Path, dtype: str) -> int:
-    """The bytes that the weights of a checkpoint take in a type."""
-    return read_config(folder).n_params * getattr(mx, dtype).size
-
-
 def load_weights(folder: Path, model: GPT2) -> None:
     """Put a checkpoint's weights into a model of the same shape, in the memory layout of new weights. Raises as `load`.
 
     `load` keeps the layout of the file, (in, out), which is faster. But the order in which a product is summed may
     depend on the layout, and a resumed run must have the same bits as a run that was never stopped.
     """
+    if model.lora:
+        return adapter.restore(folder, model)
     for _ in _filling(model, folder, _read_tensors(folder)):
         pass
     model.update(tree_map(mx.contiguous, model.parameters()))
@@ -116,8 +126,8 @@ def load_weights(folder: Path, model: GPT2) -> None:
 def load_training(folder: Path, optimizer_state: dict) -> tuple[dict, dict]:
     """The saved optimizer state, a tree like `optimizer_state`, and the content of state.json. Raises as `load`."""
     path = folder / "optimizer.safetensors"
-    arrays = _read_arrays(path)
-    with _named(path):
+    arrays = read_arrays(path)
+    with named(path):
         layout.check(arrays, dict(tree_flatten(optimizer_state)))
         mx.eval(arrays)
     return tree_unflatten(list(arrays.items())), read_json(folder / "state.json")
@@ -126,7 +136,7 @@ def load_training(folder: Path, optimizer_state: dict) -> tuple[dict, dict]:
 def resolve(path: Path) -> Path:
     """The checkpoint folder at a path, or a run's best or else latest one. Raises a ValueError where there is none."""
     for folder in (linked(path.parent, path.name), linked(path, "best"), linked(path, "latest")):
-        if (folder / "config.json").is_file():
+        if (folder / "config.json").is_file() or adapter.is_in(folder):
             return folder
     raise ValueError(f"{path} is neither a checkpoint (no config.json) nor a run with one")
 
@@ -161,7 +171,8 @@ def linked(run: Path, name: str) -> Path:
 
 def is_whole(folder: Path) -> bool:
     """Whether a training can go on from a folder."""
-    return all((folder / name).is_file() for name in ("config.json", "model.safetensors", *FOR_TRAINING))
+    weights = adapter.FILES if adapter.is_in(folder) else ("model.safetensors",)
+    return all((folder / name).is_file() for name in ("config.json", *weights, *FOR_TRAINING))
 
 
 def newest_run(folder: Path, file: str | None = None) -> Path:
@@ -189,13 +200,13 @@ def read_config(folder: Path) -> GPT2Config:
     """The architecture in a folder's config.json. Raises a ValueError that names a missing or impossible field."""
     path = folder / "config.json"
     fields = read_json(path)
-    with _named(path):
+    with named(path):
         return layout.read_config(fields)
 
 
 def _filling(model: GPT2, folder: Path, stored: dict[str, mx.array]) -> Iterator[None]:
     """Put stored tensors into a model; each step evaluates one."""
-    with _named(folder):
+    with named(folder):
         parameters, bad = layout.parameters(stored, model), []
         for name, array in parameters.items():
             is_finite = mx.sum(array * 0) == 0  # faster than mx.isfinite
@@ -206,20 +217,11 @@ def _filling(model: GPT2, folder: Path, stored: dict[str, mx.array]) -> Iterator
     model.update(tree_unflatten(list(parameters.items())))
 
 
-@contextmanager
-def _named(path: Path, problem: str = "") -> Iterator[None]:
-    """Add to an error the path that it is about. MLX raises RuntimeErrors, some of them only when it evaluates."""
-    try:
-        yield
-    except (ValueError, RuntimeError) as error:
-        raise ValueError(f"{path}{problem}: {str(error).splitlines()[0]}") from None
-
-
 def _read_tensors(folder: Path) -> dict[str, mx.array]:
     """The tensors of model.safetensors, or of all the weight files that an index lists."""
     whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if whole.exists():
-        return _read_arrays(whole)
+        return read_arrays(whole)
     if not index.exists():
         raise ValueError(
             f"{folder} has no model.safetensors; pickles (.bin, .pt) are not opened, since they may run any code."
@@ -230,20 +232,8 @@ def _read_tensors(folder: Path) -> dict[str, mx.array]:
         raise ValueError(f"{index}: weight_map must map names to files beside it")
     stored: dict[str, mx.array] = {}
     for file in sorted(set(files.values())):
-        arrays = _read_arrays(folder / file)
-        with _named(folder / file):
+        arrays = read_arrays(folder / file)
+        with named(folder / file):
             layout.refuse([f"{name} is in another file too" for name in arrays.keys() & stored.keys()])
         stored |= arrays
     return stored
-
-
-def _read_arrays(path: Path) -> dict[str, mx.array]:
-    with _named(path, " cannot be read"):
-        return mx.load(str(path))
-
-
-def _write_arrays(path: Path, arrays: dict[str, mx.array]) -> None:
-    try:
-        mx.save_safetensors(str(path), arrays, metadata={"format": "pt"})  # transformers asks for a format
-    except RuntimeError as error:
-        raise OSError(f"{path} cannot be written: {str(error).splitlines()[0]}") from None

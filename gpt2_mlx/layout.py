@@ -48,7 +48,7 @@ def config_fields(model: GPT2) -> dict:
         "tie_word_embeddings": True,
         "torch_dtype": str(model.dtype).removeprefix("mlx.core."),
     }
-    if model.quantization:  # the second name tells transformers that it cannot open this
+    if model.quantization and not model.lora:  # the second name tells transformers that it cannot open this
         fields |= {"quantization": model.quantization, "quantization_config": model.quantization}
     return fields
 

@@ -129,6 +129,7 @@ class GPT2(nn.Module):
     def __init__(self, config: GPT2Config, seed: int = 0):
         super().__init__()
         self.config = config
+        self.lora = None  # what `lora.add` has added
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         self.wpe = nn.Embedding(config.block_size, config.n_embd)
         self.h = [Block(config) for _ in range(config.n_layer)]
@@ -163,6 +164,11 @@ class GPT2(nn.Module):
         return sum(p.size for _, p in tree_flatten(self.parameters()))
 
     @property
+    def n_trained(self) -> int:
+        """The number of parameters that learn: all, or those of an adapter."""
+        return sum(p.size for _, p in tree_flatten(self.trainable_parameters()))
+
+    @property
     def dtype(self) -> mx.Dtype:
         """The type that the blocks compute in."""
         return self.ln_f.weight.dtype
@@ -174,8 +180,10 @@ class GPT2(nn.Module):
         is_quantized = isinstance(layer, nn.QuantizedLinear)
         return {"group_size": layer.group_size, "bits": layer.bits, "mode": layer.mode} if is_quantized else None
 
-    def quantize(self, bits: int) -> None:
+    def quantize(self, bits: int, head: bool = True) -> None:
         """Round the matrices and the tied head to `bits` per weight; positions, LayerNorms and biases stay as they are.
+
+        Without `head` the token embedding, to which it is tied, stays as it is, too.
 
         Every 64 weights of a row (32 where 64 does not divide n_embd) share a scale and an offset, which add half a bit
         per weight in float16. Raises a ValueError where the model is quantised already or 32 does not divide n_embd.
@@ -185,7 +193,8 @@ class GPT2(nn.Module):
         group_size = next((size for size in (64, 32) if self.config.n_embd % size == 0), None)
         if group_size is None:
             raise ValueError(f"n_embd is {self.config.n_embd}; to be quantised it must be a multiple of 32")
-        nn.quantize(self, group_size, bits, class_predicate=lambda name, _: name == "wte" or name.endswith(_LINEAR))
+        names = ("wte", *_LINEAR) if head else _LINEAR
+        nn.quantize(self, group_size, bits, class_predicate=lambda name, _: name.endswith(names))
 
     def __call__(self, tokens: mx.array, key: mx.array | None = None) -> mx.array:
         """The logits of the token that follows each position.

@@ -1,12 +1,18 @@
 """Find and load a model: a run or a checkpoint folder of this machine, or a model of the Hugging Face hub."""
 
+import dataclasses
 import json
 import re
+from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from . import checkpoint, device, tokenizer
+import mlx.core as mx
+
+from . import adapter, checkpoint, device, lora, tokenizer
+from .arrays import named
+from .config import GPT2Config
 from .files import read_json
 from .model import GPT2
 from .tokenizer import Vocabulary
@@ -16,7 +22,7 @@ HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _TOKENIZERS = ("vocab.json", "tokenizer.json", "vocab.txt", "*.model")  # the last two are other models' vocabularies
 # The files to fetch from a hub model: no pickles, and no copies of the weights for other programs.
 _WEIGHTS = ("model.safetensors", "model-*.safetensors", "model.safetensors.index.json")
-_FILES = ["config.json", *_WEIGHTS, *_TOKENIZERS, "merges.txt"]
+_FILES = ["config.json", *_WEIGHTS, *_TOKENIZERS, "merges.txt", adapter.CONFIG, *adapter.FILES]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,10 +38,75 @@ class LoadConfig:
     """Round the matrices to 8 or 4 bits per weight: less memory, some loss of quality. Slower on Linux CPUs."""
 
     def load(self, source: str | Path) -> tuple[GPT2, Vocabulary]:
-        """Select the device and load the model that `find` finds. Raises as `find` and `checkpoint.load`."""
+        """Select the device and load the model that `find` finds. Raises as `find` and `load`."""
         device.select(self.device)
         folder = find(source)
-        return checkpoint.load(folder, device.dtype(self.dtype), self.quantize), vocabulary(folder)
+        return load(folder, device.dtype(self.dtype), self.quantize), vocabulary(folder)
+
+
+def load(folder: Path, dtype: str | None = "float32", quantize: int | None = None) -> GPT2:
+    """As `checkpoint.load`; an adapter's folder gives its base with the adapter added to the weights.
+
+    Raises a ValueError also where the base is missing, or is another one than that which the adapter was made for.
+    """
+    return checkpoint.whole(loading(folder, dtype, quantize))
+
+
+def loading(folder: Path, dtype: str | None, quantize: int | None) -> Generator[None, None, GPT2]:
+    """As `load`, in parts, as `checkpoint.loading`."""
+    if not adapter.is_in(folder):
+        return (yield from checkpoint.loading(folder, dtype, quantize))
+
+    def fuse(model: GPT2) -> None:
+        with named(folder):
+            _fuse(folder, model)
+
+    model = yield from checkpoint.loading(base(folder), dtype, quantize, fuse)
+    return model
+
+
+def _fuse(folder: Path, model: GPT2) -> None:
+    """Make of a base what it is with the adapter of a folder: cropped and rounded as it was in training, and fused."""
+    if (folder / "config.json").is_file():
+        block_size = min(checkpoint.read_config(folder).block_size, model.config.block_size)
+        model.config = dataclasses.replace(model.config, block_size=block_size)
+        model.wpe.weight = model.wpe.weight[:block_size]
+    arrays, scale = adapter.read(folder, model)
+    bits, dtype = adapter.rounding(folder)
+    lora.dequantize(model)
+    if bits:
+        lora.round_blocks(model, bits, dtype)
+    lora.fuse(model, arrays, scale)
+
+
+def base(folder: Path) -> Path:
+    """The folder that holds a model's weights: itself, or that of the base where the folder holds an adapter.
+
+    Raises a ValueError where there is no base, it is an adapter itself, or its weights are not those that the adapter
+    was made for.
+    """
+    if not adapter.is_in(folder):
+        return folder
+    name, digest = adapter.base(folder)
+    try:
+        weights = _found(name)
+    except ValueError as error:
+        raise ValueError(f"{folder} is an adapter of {name}, which is not there: {error}") from None
+    if adapter.is_in(weights):
+        raise ValueError(f"{folder} is an adapter of {name}, which is an adapter itself: fuse that one first")
+    if digest and adapter.fingerprint(weights) != digest:
+        raise ValueError(f"{folder} is an adapter of {name}, but the weights there are not those that it was made for")
+    return weights
+
+
+def lasting_name(source: str, folder: Path) -> str:
+    """How an adapter names its base: the name on the hub, or the folder's whole path."""
+    return OPENAI.get(source, source) if is_on_hub(source) else str(folder.resolve())
+
+
+def read_config(folder: Path) -> GPT2Config:
+    """The architecture of a model; an adapter of other programs has that of its base."""
+    return checkpoint.read_config(folder if (folder / "config.json").is_file() else base(folder))
 
 
 def find(source: str | Path) -> Path:
@@ -49,21 +120,29 @@ def find(source: str | Path) -> Path:
     Raises:
         ValueError: there is no such model, it cannot be fetched, or its vocabulary cannot be used.
     """
-    if is_on_hub(source):
-        folder = _fetch(OPENAI.get(str(source), str(source)))
-    else:
-        try:
-            folder = checkpoint.resolve(Path(source))
-        except ValueError as error:
-            raise ValueError(f"{error}, nor is it {', '.join(OPENAI)} or owner/name on the Hugging Face hub") from None
+    folder = _found(source)
     vocabulary(folder)
     return folder
+
+
+def _found(source: str | Path) -> Path:
+    if is_on_hub(source):
+        return _fetch(OPENAI.get(str(source), str(source)))
+    try:
+        return checkpoint.resolve(Path(source))
+    except ValueError as error:
+        raise ValueError(f"{error}, nor is it {', '.join(OPENAI)} or owner/name on the Hugging Face hub") from None
 
 
 def is_on_hub(source: str | Path) -> bool:
     """Whether `find` takes a source for the name of a hub model, not for a path."""
     name = str(source)
     return name in OPENAI or (HUB_NAME.fullmatch(name) is not None and not Path(source).parent.exists())
+
+
+def size(folder: Path, dtype: str) -> int:
+    """The bytes that the weights of a model take in a type."""
+    return read_config(folder).n_params * getattr(mx, dtype).size
 
 
 def _fetch(name: str) -> Path:
@@ -92,6 +171,8 @@ def _fetch(name: str) -> Path:
 def _is_whole(folder: Path) -> bool:
     """Whether a fetched folder has all its weights: the fetching may have been interrupted."""
     index = folder / "model.safetensors.index.json"
+    if adapter.is_in(folder):
+        return any((folder / name).exists() for name in adapter.FILES)
     if not (folder / "config.json").exists():
         return False
     if index.exists():
@@ -105,6 +186,8 @@ def vocabulary(folder: Path) -> Vocabulary:
     Raises a ValueError where its own is no byte-level BPE whose ids are the ranks of the merges.
     """
     file = next((file for pattern in _TOKENIZERS for file in folder.glob(pattern)), None)
+    if file is None and adapter.is_in(folder):
+        return vocabulary(base(folder))
     if file is None:  # a folder without a vocabulary is taken to have GPT-2's
         return tokenizer.gpt2()
     ids = _ids(file.read_bytes())

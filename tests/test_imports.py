@@ -10,11 +10,11 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "gpt2_mlx"
 # Each file may import the files before it.
 GROUND = ["blas", "config", "cli", "files", "folders", "tokenizer", "device", "inventory", "metrics", "elementwise"]
-TRUNK = ["model", "kv_cache", "layout", "checkpoint", "pretrained", "gguf", "plot", "card"]
+TRUNK = ["arrays", "model", "kv_cache", "layout", "lora", "adapter", "checkpoint", "pretrained", "gguf", "plot", "card"]
 WINGS = {
     "corpus": "documents shards source passages dataset vocabularies loader",
     "generation": "params scheduler constraints capacity prefixes prefill decoder sampling engine text",
-    "training": "recipes config loss optim ranks precision evaluation hellaswag progress report memory step plan"
+    "training": "recipes config loss optim ranks precision adapting evaluation hellaswag progress report memory step plan"
     " trainer budget fork settle run track",
     "serving": "limits config answers errors fields formats schemas messages submission examiner engines jobs pulse"
     " async_engine watch telemetry worker served_run choice receipts audit service completions intake tokens guard app"

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from .. import card, checkpoint, cli, device, pretrained
+from .. import adapter, card, checkpoint, cli, device, pretrained
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,8 @@ class Convert:
     quantize: Literal[8, 4] | None = None
     """Round the matrices to 8 or 4 bits per weight. mlx_lm opens such a folder, transformers does not. In a GGUF file
     these are Q8_0 and Q4_0."""
+    fuse: bool = False
+    """Write an adapter and its base as one whole model. An adapter's folder opens in peft and mlx_lm as it is."""
     card: bool = False
     """Add a model card to the folder, README.md: what the model is and learned from, its losses, how to load it."""
 
@@ -39,8 +41,8 @@ def main() -> None:
 
 def _write_folder(flags: Convert) -> str:
     """Write a checkpoint folder and return its type and size in words."""
-    folder = pretrained.find(flags.source)
-    model = checkpoint.load(folder, flags.dtype, flags.quantize)
+    folder = _find(flags)
+    model = pretrained.load(folder, flags.dtype, flags.quantize)
     files = card.files(flags.source, folder, flags.out.name, model.quantization) if flags.card else {}
     checkpoint.save(flags.out, model, vocabulary=pretrained.vocabulary(folder))
     for name, content in files.items():
@@ -57,11 +59,20 @@ def _write_gguf(flags: Convert) -> str:
         raise ValueError(f"--card writes README.md into a folder, but {flags.out} is a file")
     if flags.quantize and flags.dtype:
         raise ValueError(f"--dtype is {flags.dtype}, but --quantize {flags.quantize} is the type of a GGUF's matrices")
-    folder = pretrained.find(flags.source)
-    model = checkpoint.load(folder, flags.dtype)
+    folder = _find(flags)
+    model = pretrained.load(folder, flags.dtype)
     gguf.save(flags.out, model, pretrained.vocabulary(folder), flags.quantize)
     kind = {8: "Q8_0", 4: "Q4_0"}.get(flags.quantize) or _name(model.dtype)
     return f"GGUF, matrices in {kind}, {_megabytes(flags.out)}"
+
+
+def _find(flags: Convert) -> Path:
+    folder = pretrained.find(flags.source)
+    if adapter.is_in(folder) and not flags.fuse:
+        raise ValueError(f"{flags.source} is an adapter: give --fuse to write it and its base as one model")
+    if flags.fuse and not adapter.is_in(folder):
+        raise ValueError(f"--fuse is given, but {flags.source} is no adapter")
+    return folder
 
 
 def _name(dtype) -> str:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import tyro
 
-from .. import card, checkpoint, cli, layout, pretrained
+from .. import adapter, card, checkpoint, cli, layout, pretrained
 from ..files import read_json
 
 # What makes a model. The optimizer's state is none of it, nor is anything that is not known.
@@ -33,6 +33,8 @@ def main() -> None:
     if not pretrained.HUB_NAME.fullmatch(flags.name):
         raise ValueError(f"the name on the hub is {flags.name!r}; it must be owner/name")
     folder = checkpoint.resolve(flags.run)
+    if adapter.is_in(folder):
+        raise ValueError(f"{flags.run} is an adapter: `convert {flags.run} DST --fuse` makes the model to upload")
     quantization = layout.read_quantization(read_json(folder / "config.json"))
     files = {path.name: path for pattern in FILES for path in folder.glob(pattern)}
     own = {path.name: path for path in (folder / CARD, folder / "loss.png") if path.is_file()}

@@ -48,9 +48,13 @@ def greet(trainer: Trainer, source: Source) -> None:
         n = trainer.dataset.n_ignored
         print(f"        without {' '.join(config.without)}: {n:,} of the train tokens have no weight in the loss")
     print(
-        f"model:  {config.model_name()}, {trainer.model.n_params / 1e6:.1f}M parameters"
+        f"model:  {config.model_name()}, {trainer.model.config.n_params / 1e6:.1f}M parameters"
         f" ({config.n_layer} layers, {config.n_head} heads, {config.n_embd} wide, {config.block_size} tokens)"
     )
+    if lora := trainer.model.lora:
+        base = f"{lora.quantize} bits" if lora.quantize else lora.dtype
+        learning = f"{trainer.model.n_trained / 1e6:.2f}M in an adapter of rank {lora.rank} learn"
+        print(f"        frozen, its blocks in {base}; {learning}")
     began = f"from step {trainer.progress.step} " if trainer.progress.step else ""
     print(f"run:    {trainer.run}, {began}to step {config.max_steps}, {config.optimizer}, {config.dtype}", flush=True)
 

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from .. import checkpoint as checkpoints
-from .. import device
+from .. import device, pretrained
 from ..generation.engine import Engine, Output
 from ..generation.params import SamplingParams
 from ..generation.prefixes import PrefixCounts
@@ -36,10 +35,10 @@ def loading(folder: Path, dtype: str, quantize: int | None, make: Callable[[GPT2
         ValueError: it is broken.
         TooLarge: it does not fit into memory beside the others.
     """
-    size, room = checkpoints.size(folder, dtype), device.memory() - mx.get_active_memory()
+    size, room = pretrained.size(folder, dtype), device.memory() - mx.get_active_memory()
     if size > room:
         raise TooLarge(f"{folder} takes {size / 1e9:.2f} GB, but there is room for {max(room, 0) / 1e9:.2f} GB")
-    model = yield from checkpoints.loading(folder, dtype, quantize)
+    model = yield from pretrained.loading(folder, dtype, quantize)
     return make(model, folder)
 
 

@@ -5,7 +5,7 @@ import logging
 import threading
 from pathlib import Path
 
-from .. import checkpoint, metrics, plot
+from .. import checkpoint, metrics, plot, pretrained
 from ..config import PRESETS, GPT2Config
 from .answers import Card, Checkpoint
 
@@ -29,7 +29,7 @@ class ServedRun:
         folder = checkpoint.resolve(path)
         self.name = name
         self._first = folder.resolve()
-        self._config = dataclasses.replace(checkpoint.read_config(folder), dropout=0.0)  # of all its checkpoints
+        self._config = dataclasses.replace(pretrained.read_config(folder), dropout=0.0)  # of all its checkpoints
         self._folder = path if (path / "metrics.jsonl").is_file() else path.resolve().parent
         self._log = self._folder / "metrics.jsonl"
         self._read = (None, [])  # what metrics.jsonl looked like when it was read, and its events

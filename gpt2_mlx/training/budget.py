@@ -17,7 +17,7 @@ from .. import STARTED, metrics, plot
 from ..corpus.dataset import TokenDataset
 from ..generation.text import generate
 from ..model import GPT2
-from . import ranks, step
+from . import adapting, ranks, step
 from .config import TrainConfig
 from .trainer import FINAL_SAMPLES, SAMPLE_PROMPT, SAMPLE_TOKENS, Trainer
 
@@ -91,7 +91,9 @@ def _parts(config: TrainConfig, dataset: TokenDataset) -> tuple[float, tuple[flo
     began = time.perf_counter()
     tokens = _ROUNDS * ranks.size() * config.batch_size * config.block_size
     with tempfile.TemporaryDirectory() as folder:
-        take_step = step.build(config, GPT2(config.model_config(), config.seed))
+        model = GPT2(config.model_config(), config.seed)
+        adapting.adapt(model, config)
+        take_step = step.build(config, model)
         trainer = Trainer(dataclasses.replace(config, eval_tokens=tokens), take_step, dataset, Path(folder))
         opening = time.perf_counter() - began
         per_step = _seconds_per_step(trainer, min(_LONGEST_S, config.minutes))

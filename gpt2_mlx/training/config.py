@@ -8,6 +8,7 @@ from typing import Literal
 
 from .. import tokenizer
 from ..config import PRESETS, GPT2Config
+from ..lora import TARGETS
 from . import recipes
 
 
@@ -38,6 +39,20 @@ class TrainConfig:
     """Probability of dropping an activation; helps where a small text is read many times."""
     init_from: str = "scratch"
     """Weights to start from: scratch, gpt2 ... gpt2-xl, owner/name on the hub, a run or a checkpoint folder."""
+    lora_rank: int = 0
+    """Freeze the weights of --init-from and let an adapter learn in their place (LoRA): two matrices of this rank
+    beside each projection, 8 for example; 0 is off. Gradients, moments and checkpoints are the adapter's alone."""
+    lora_alpha: float | None = None
+    """What the adapter adds is multiplied by lora_alpha / lora_rank. Default: twice lora_rank."""
+    lora_dropout: float = 0.0
+    """Probability of dropping an input of the adapter."""
+    lora_layers: int | None = None
+    """The number of blocks with an adapter, the last ones. Default: all."""
+    lora_targets: tuple[Literal["attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"], ...] = tuple(TARGETS)
+    """The projections of a block with an adapter."""
+    quantize: Literal[8, 4] | None = None
+    """Round the frozen matrices of the blocks to 8 or 4 bits per weight (QLoRA): less memory. Without it they are of
+    type --dtype."""
     out: str | None = None
     """Run folder. Default: checkpoints/<data>-<preset>, or <data>-<last part of --init-from>."""
     resume: bool = False
@@ -114,12 +129,13 @@ class TrainConfig:
     """Only show what memory and time this run would take, and which micro-batches fit; nothing is trained."""
 
     def __post_init__(self):
-        object.__setattr__(self, "without", tuple(self.without))  # JSON makes it a list
+        for name in ("without", "lora_targets"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))  # JSON makes it a list
         for name in _AT_LEAST_0 + _AT_LEAST_1:
             value, least = getattr(self, name), int(name in _AT_LEAST_1)
             if value is not None and not value >= least:
                 raise ValueError(f"{flag(name)} is {value}; it must be at least {least}")
-        for name in ("learning_rate", "epsilon", "minutes"):
+        for name in ("learning_rate", "epsilon", "minutes", "lora_alpha"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"{flag(name)} is {value}; it must be more than 0")
@@ -127,8 +143,23 @@ class TrainConfig:
             tokenizer.size_of(self.vocab)
         if self.seed >= 2**32:
             raise ValueError(f"--seed is {self.seed}; it must be less than 2^32")
-        if not 0 <= self.beta2 < 1:
-            raise ValueError(f"--beta2 is {self.beta2}; it must be at least 0 and less than 1")
+        for name in ("beta2", "lora_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{flag(name)} is {getattr(self, name)}; it must be at least 0 and less than 1")
+        self._check_adapter()
+
+    def _check_adapter(self) -> None:
+        if not self.lora_rank:
+            fields = {field.name: field.default for field in dataclasses.fields(self)}
+            for name in (*_OF_ADAPTER, "quantize"):
+                if (value := getattr(self, name)) != fields[name]:
+                    raise ValueError(f"{flag(name)} is {value}, but there is no adapter: --lora-rank gives its rank")
+        elif not (self.fine_tunes or self.fork or self.resume):
+            raise ValueError(f"--lora-rank is {self.lora_rank}, but there is no base: --init-from names it")
+        elif self.optimizer == "muon":
+            raise ValueError("--optimizer is muon; an adapter learns by adamw")
+        elif not self.lora_targets:
+            raise ValueError(f"--lora-targets is empty; allowed: {', '.join(TARGETS)}")
 
     @property
     def fine_tunes(self) -> bool:
@@ -157,7 +188,10 @@ class TrainConfig:
         if init:
             self._check_fits(init)
         others = {"dtype": "bfloat16" if on_gpu else "float32", "grad_accum_steps": processes, "vocab": vocab}
-        recipe = recipes.fine_tuning(init) if init else recipes.from_scratch(preset, vocab == tokenizer.NAME)
+        fine = recipes.adapter if self.lora_rank else recipes.fine_tuning
+        recipe = fine(init) if init else recipes.from_scratch(preset, vocab == tokenizer.NAME)
+        if self.lora_rank:
+            others |= {"lora_alpha": 2.0 * self.lora_rank, "lora_layers": shape["n_layer"]}
         full = others | shape | recipe | given
         full |= recipes.schedule(full, given, tokens or math.inf) | given
         if not self.fine_tunes:
@@ -181,6 +215,8 @@ class TrainConfig:
             if asked not in (None, there) and not (name == "block_size" and asked < there):
                 at_most = " at most" if name == "block_size" else ""
                 raise ValueError(f"{flag(name)} is {asked}, but {self.init_from} has {there}{at_most}")
+        if (self.lora_layers or 0) > init.n_layer:
+            raise ValueError(f"--lora-layers is {self.lora_layers}, but {self.init_from} has {init.n_layer} blocks")
         if init.vocab_size < (size := tokenizer.size_of(self.vocab or tokenizer.NAME)):
             raise ValueError(f"{self.init_from} knows {init.vocab_size} tokens, fewer than its vocabulary's {size}")
 
@@ -192,8 +228,10 @@ class TrainConfig:
 
 SHAPE = ("n_layer", "n_head", "n_embd", "block_size", "dropout")
 _AT_LEAST_0 = ("weight_decay", "grad_clip", "min_lr", "seed", "sample_interval", "patience", "warmup_steps")
-_AT_LEAST_0 += ("eval_tokens", "wired_limit_gb")
+_AT_LEAST_0 += ("eval_tokens", "wired_limit_gb", "lora_rank")
+_OF_ADAPTER = ("lora_alpha", "lora_dropout", "lora_layers", "lora_targets")
 _AT_LEAST_1 = ("max_steps", "batch_size", "grad_accum_steps", "eval_interval", "log_interval", "save_interval", "keep")
+_AT_LEAST_1 += ("lora_layers",)
 
 
 def flag(name: str) -> str:

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import tiktoken
 from tqdm import tqdm
@@ -86,9 +87,9 @@ class Evaluator:
 def _head(model: GPT2) -> mx.array:
     """The weight of the head (V, C), dequantised where the model is quantised."""
     wte = model.wte
-    if not model.quantization:
+    if not isinstance(wte, nn.QuantizedEmbedding):
         return wte.weight
-    return mx.dequantize(wte.weight, wte.scales, wte.get("biases"), **model.quantization)
+    return mx.dequantize(wte.weight, wte.scales, wte.get("biases"), wte.group_size, wte.bits, wte.mode)
 
 
 def score_text(

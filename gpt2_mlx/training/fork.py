@@ -5,12 +5,12 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from .. import checkpoint
+from .. import adapter, checkpoint
 from ..files import new_folder, read_json, sha256_of_each
 from . import ranks
 from .progress import Progress
 
-_WEIGHTS_AND_MOMENTS = ("model.safetensors", "optimizer.safetensors")
+_WEIGHTS_AND_MOMENTS = ("model.safetensors", adapter.MLX_LM, "optimizer.safetensors")  # of the first two one
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,9 @@ class Origin:
 
     def facts(self) -> dict:
         """What the fork's folder tells of it."""
-        digests = sha256_of_each([Path(self.folder) / name for name in _WEIGHTS_AND_MOMENTS])
-        return {"run": self.run, "step": self.step, "sha256": dict(zip(_WEIGHTS_AND_MOMENTS, digests))}
+        files = [path for name in _WEIGHTS_AND_MOMENTS if (path := Path(self.folder) / name).is_file()]
+        digests = dict(zip((path.name for path in files), sha256_of_each(files)))
+        return {"run": self.run, "step": self.step, "sha256": digests}
 
 
 def find(name: str) -> Origin:

@@ -9,7 +9,9 @@ from .. import device, elementwise
 from ..corpus.loader import IGNORE
 
 
-def cross_entropy(hidden: mx.array, wte: mx.array, targets: mx.array) -> tuple[mx.array, mx.array]:
+def cross_entropy(
+    hidden: mx.array, wte: mx.array, targets: mx.array, learns_wte: bool = True
+) -> tuple[mx.array, mx.array]:
     """The summed cross entropy of softmax(hidden @ wte.T) against the targets, in nats.
 
     It takes one part of the tokens after the other, so that only the logits of a part exist at a time. While they
@@ -19,12 +21,14 @@ def cross_entropy(hidden: mx.array, wte: mx.array, targets: mx.array) -> tuple[m
         hidden: (..., C) the input of the head.
         wte: (V, C) the head.
         targets: (...) integers in [0, V), or `IGNORE`.
+        learns_wte: whether there is a gradient for the head; without it the loss takes less time and memory.
 
     Returns:
         The sum over all targets that count, and their number, both float32 scalars.
     """
     targets = targets.reshape(-1)
-    loss, _, _ = _loss_and_gradients(hidden.reshape(-1, hidden.shape[-1]), wte, targets)
+    with_gradients = _loss_and_gradients if learns_wte else _loss_and_gradient
+    loss, *_ = with_gradients(hidden.reshape(-1, hidden.shape[-1]), wte, targets)
     return loss, mx.sum(targets != IGNORE).astype(mx.float32)
 
 
@@ -41,24 +45,39 @@ def cross_entropy_by_token(hidden: mx.array, wte: mx.array, targets: mx.array) -
 
 @mx.custom_function
 def _loss_and_gradients(hidden: mx.array, wte: mx.array, targets: mx.array) -> tuple[mx.array, mx.array, mx.array]:
-    """The loss (), its gradient for hidden (N, C) and for wte (V, C).
+    """The loss (), its gradient for hidden (N, C) and for wte (V, C)."""
+    loss, d_hidden, d_wte = _terms(hidden, wte, targets, mx.zeros(wte.shape))
+    return loss, d_hidden, d_wte.at[mx.maximum(targets, 0)].add(-_counted(targets) * hidden)
+
+
+@mx.custom_function
+def _loss_and_gradient(hidden: mx.array, wte: mx.array, targets: mx.array) -> tuple[mx.array, mx.array]:
+    """The same where wte does not learn."""
+    loss, d_hidden, _ = _terms(hidden, wte, targets, None)
+    return loss, d_hidden
+
+
+def _terms(
+    hidden: mx.array, wte: mx.array, targets: mx.array, d_wte: mx.array | None
+) -> tuple[mx.array, mx.array, mx.array | None]:
+    """The loss, its gradient for hidden, and `d_wte` with the gradient's term with p added to it, where it is given.
 
     With p = softmax(logits), d loss / d logits = p - one_hot(target). The gradients' term with one_hot needs no logits.
     In the term with p, the softmax's divisor is applied to the small matrices (n, C) instead of (n, V).
     """
     counted = _counted(targets)  # (N, 1)
-    log_totals, d_hidden, d_wte = [], [], mx.zeros(wte.shape)
+    log_totals, d_hidden = [], []
     for part in _parts(len(hidden), wte):
-        h = mx.depends(hidden[part], [d_wte, *d_hidden[-1:]])  # (n, C), one part after the other
+        former = d_hidden[-1:] if d_wte is None else [d_wte, *d_hidden[-1:]]
+        h = mx.depends(hidden[part], former)  # (n, C), one part after the other
         e, total, log_total = _softmax_terms(h, wte)
         scale = counted[part] / total  # (n, 1)
         log_totals.append(log_total)
         d_hidden.append((e @ wte) * scale)
-        d_wte = mx.addmm(d_wte, e.T, h * scale)
+        d_wte = None if d_wte is None else mx.addmm(d_wte, e.T, h * scale)
     at_target = wte[mx.maximum(targets, 0)]  # (N, C)
     loss = mx.sum(_losses(hidden, at_target, mx.concatenate(log_totals), targets))
-    d_hidden = mx.concatenate(d_hidden) - counted * at_target
-    return loss, d_hidden, d_wte.at[mx.maximum(targets, 0)].add(-counted * hidden)
+    return loss, mx.concatenate(d_hidden) - counted * at_target, d_wte
 
 
 @_loss_and_gradients.vjp
@@ -67,6 +86,12 @@ def _vjp(primals, cotangents, outputs):
     _, d_hidden, d_wte = outputs
     loss = cotangents[0]
     return (loss * d_hidden).astype(hidden.dtype), (loss * d_wte).astype(wte.dtype), mx.zeros_like(targets)
+
+
+@_loss_and_gradient.vjp
+def _vjp_of_hidden(primals, cotangents, outputs):
+    hidden, wte, targets = primals
+    return (cotangents[0] * outputs[1]).astype(hidden.dtype), mx.zeros_like(wte), mx.zeros_like(targets)
 
 
 def _parts(n: int, wte: mx.array) -> list[slice]:

@@ -4,6 +4,7 @@ Shapes: B windows per micro-batch, T block_size, C n_embd, H n_head, L n_layer, 
 """
 
 from .. import device
+from ..lora import TARGETS
 from .config import TrainConfig
 
 Usage = dict[str, float]  # bytes, by the name of what holds them
@@ -17,6 +18,7 @@ _BLOCKS_AT_WORK = 3  # blocks' activations in the backward pass: the kept ones, 
 _SCORES_AT_WORK = 5  # the same for attention scores
 _TABLES_OF_SUMS = 1.5  # of wte's size, where its gradient is added to the sums of earlier micro-batches
 _TABLES_ON_GPU = 1.5  # of wte's size, since a GPU's command buffers run ahead
+_QUANTIZED_GROUP = 64  # weights that share a scale and an offset
 _MUON_COPIES = 3  # of a part's matrices, which Muon makes orthogonal at once
 
 
@@ -26,6 +28,8 @@ def predict(config: TrainConfig, processes: int = 1) -> Usage:
     The peak is one of three moments: in the loss, when all activations are kept; at the end of the backward pass, when
     all gradients exist and that of wte is added up; or in the update, which writes weights and moments in their place.
     """
+    if config.lora_rank:
+        return _predict_adapter(config, processes)
     model = config.model_config()
     L, C, T, V = model.n_layer, model.n_embd, model.block_size, model.vocab_size
     blocks, table = 4 * 12 * L * C * C, 4 * V * C  # bytes of the blocks' matrices, and of wte
@@ -59,6 +63,30 @@ def predict(config: TrainConfig, processes: int = 1) -> Usage:
         "orthogonal": is_muon * _MUON_COPIES * min(part_size(weights), blocks),
     }
     return max((loss, backward, update), key=lambda usage: sum(usage.values()))
+
+
+def _predict_adapter(config: TrainConfig, processes: int) -> Usage:
+    """The same where an adapter learns: its base has no gradients and no moments, and the update is small."""
+    model, tokens = config.model_config(), config.batch_size * config.block_size
+    L, C, T, V = model.n_layer, model.n_embd, model.block_size, model.vocab_size
+    size = 4 if config.dtype == "float32" else 2
+    per_weight = config.quantize / 8 + 2 * size / _QUANTIZED_GROUP if config.quantize else size
+    base = 12 * L * C * C * per_weight + 13 * L * C * size + 4 * (V * C + T * C + 2 * C)
+    adapter = 4 * config.lora_layers * config.lora_rank * C * sum(sum(TARGETS[name]) for name in config.lora_targets)
+    streams = device.n_streams(config.batch_size)
+    several = config.grad_accum_steps > processes
+    kept, scores = _activations(config)
+    states = {"weights": base + adapter, "moments": 2 * adapter, "gradients": adapter * (streams + several)}
+    rows = min(device.logits_rows(V), tokens // streams)
+    n = config.lora_layers  # no gradient goes further down
+    loss = {
+        **states,
+        "activations": 4 * n * tokens * C if config.grad_checkpoint else n * kept,
+        "attention scores": 0 if config.grad_checkpoint else n * scores,
+        "logits": streams * (_BUFFERS_PER_PART_ON_GPU if device.on_gpu() else _BUFFERS_PER_PART) * 4 * rows * V,
+    }
+    backward = {**states, "activations": _BLOCKS_AT_WORK * kept, "attention scores": _SCORES_AT_WORK * scores}
+    return max((loss, backward), key=lambda usage: sum(usage.values()))
 
 
 def _activations(config: TrainConfig) -> tuple[float, float]:

@@ -8,12 +8,12 @@ from pathlib import Path
 import mlx.core as mx
 from mlx.utils import tree_map
 
-from .. import checkpoint, inventory, metrics
+from .. import checkpoint, inventory, metrics, pretrained
 from ..corpus.dataset import SPLITS
 from ..corpus.source import Source
 from ..files import lock, new_file, read_json, write_json
 from ..model import GPT2
-from . import fork, ranks, step
+from . import adapting, fork, ranks, step
 from .config import TrainConfig
 from .evaluation import count_bytes
 from .settle import Settled
@@ -39,7 +39,7 @@ def opened(settled: Settled) -> Iterator[Trainer]:
     if key != dataset.key:
         learner = settled.origin.run if settled.origin else run
         raise ValueError(f"{', '.join(map(str, source.files))} is not the text that {learner} began to learn from")
-    model = _model(config, settled.init, saved or settled.init or (origin and Path(origin.folder)))
+    model = _model(config, settled.init, saved or (origin and Path(origin.folder)))
     with lock(run) if ranks.is_first() else nullcontext():
         trainer = Trainer(config, step.build(config, model), dataset, run)
         if saved:
@@ -66,17 +66,19 @@ def opened(settled: Settled) -> Iterator[Trainer]:
         yield trainer
 
 
-def _model(config: TrainConfig, init: Path | None, like: Path | None) -> GPT2:
-    """A new model or one with the weights of `init`, with the vocab_size of the checkpoint `like`, if there is one."""
-    shape = config.model_config()
-    vocab_size = ranks.ask_first(lambda: checkpoint.read_config(like).vocab_size if like else shape.vocab_size)
+def _model(config: TrainConfig, init: Path | None, begun: Path | None) -> GPT2:
+    """A new model or one with the weights of `init`, with the vocab_size of these or of what the run goes on from."""
+    like, shape = begun or init, config.model_config()
+    vocab_size = ranks.ask_first(lambda: pretrained.read_config(like).vocab_size if like else shape.vocab_size)
     model = GPT2(dataclasses.replace(shape, vocab_size=vocab_size), config.seed)
     if init:
-        weights = checkpoint.load(init)
+        weights = pretrained.load(init)
         if weights.quantization:
             raise ValueError(f"--init-from is {config.init_from}, which is quantised; training needs float weights")
         weights.wpe.weight = weights.wpe.weight[: config.block_size]
         model.update(tree_map(mx.contiguous, weights.parameters()))
+        del weights
+    adapting.adapt(model, config, adapting.base_of(config, init, begun))
     mx.eval(model.parameters())
     return model
 
@@ -90,7 +92,8 @@ def _write_facts(trainer: Trainer, source: Source, forked: dict | None, event: s
         "fork": forked,
         "tokens": {split: len(dataset.split(split)) for split in SPLITS},
         "bytes": {split: count_bytes(trainer.encoding, dataset.split(split)) for split in SPLITS},
-        "n_params": trainer.model.n_params,
+        "n_params": trainer.model.config.n_params,
+        "n_trained": trainer.model.n_trained,
         "device": inventory.description(),
         "processes": ranks.size(),
         "dtype": trainer.config.dtype,

@@ -18,8 +18,9 @@ from .fork import Origin
 
 # Settings that a resumed run cannot change, since it continues the run that was stopped.
 _FIXED = (*SHAPE, "preset", "init_from", "batch_size", "grad_accum_steps", "optimizer", "dtype", "seed", "eval_tokens")
-_FIXED += ("vocab", "fork", "without")
-_FREE_IN_A_FORK = ("dropout", "seed", "fork", "without")
+_FIXED += ("vocab", "fork", "without", "quantize", "lora_rank", "lora_alpha", "lora_dropout", "lora_layers")
+_FIXED += ("lora_targets",)
+_FREE_IN_A_FORK = ("dropout", "lora_dropout", "seed", "fork", "without")
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Settled:
     source: Source  # the text
     dataset: TokenDataset  # its tokens
     run: Path  # the run folder
-    init: Path | None  # in the first process, the checkpoint folder with the weights to start from, if there is one
+    init: Path | None  # in the first process, the folder with the weights to start from or an adapter's base, if any
     origin: Origin | None  # what a fork that begins is to go on from
 
 
@@ -64,8 +65,8 @@ def settle(flags: TrainConfig, over: Callable[[TrainConfig], TrainConfig]) -> Se
     if source.note:
         print(f"NOTE: {source.note}")
         flags = dataclasses.replace(flags, data=source.name)
-    init, shape = (None, None) if origin else _find_init(flags, run)
-    held = Path(origin.folder) if origin else init or (checkpoint.to_resume(run) if saved else None)
+    init, shape = _find_init(flags, run, origin)
+    held = Path(origin.folder) if origin else (checkpoint.to_resume(run) if saved else None) or init
     vocabulary = _find_vocabulary(flags, source, held)
     flags = dataclasses.replace(flags, vocab=vocabulary.name)
     dataset = ranks.in_turn(lambda: TokenDataset.open(source, vocabulary=vocabulary).without(flags.without, source))
@@ -90,6 +91,7 @@ def settle(flags: TrainConfig, over: Callable[[TrainConfig], TrainConfig]) -> Se
 
 def _default_run(flags: TrainConfig, source: Source) -> str:
     name = f"checkpoints/{source.name}-{flags.model_name(device.on_gpu())}"
+    name += f"-lora{flags.lora_rank}" if flags.lora_rank else ""
     if flags.vocab in (None, tokenizer.NAME):
         return name
     return f"{name}-{flags.vocab}" if flags.vocab == tokenizer.BYTES else f"{name}-vocab{flags.vocab}"
@@ -111,11 +113,17 @@ def _saved_settings(run: Path) -> TrainConfig | None:
         raise ValueError(f"{path} cannot be read: {error}") from None
 
 
-def _find_init(flags: TrainConfig, run: Path) -> tuple[Path | None, GPT2Config | None]:
-    """The folder of the weights to start from, in the first process, which alone reads it, and their shape, or None."""
-    begins_here = ranks.is_first() and flags.fine_tunes and not checkpoint.to_resume(run)
+def _find_init(flags: TrainConfig, run: Path, origin: Origin | None) -> tuple[Path | None, GPT2Config | None]:
+    """The folder of the weights to start from, in the first process, which alone reads it, and their shape, or None.
+
+    Where the run goes on from an adapter, the folder is that of its base, and the shape None.
+    """
+    begun = (Path(origin.folder) if origin else checkpoint.to_resume(run)) if ranks.is_first() else None
+    begins_here = ranks.is_first() and flags.fine_tunes and not begun
     init = pretrained.find(flags.init_from) if begins_here else None
-    shape = ranks.ask_first(lambda: dataclasses.asdict(checkpoint.read_config(init)) if init else None)
+    shape = ranks.ask_first(lambda: dataclasses.asdict(pretrained.read_config(init)) if init else None)
+    if begun and flags.lora_rank:
+        init = pretrained.base(begun)
     return init, GPT2Config(**shape) if shape else None
 
 

@@ -6,6 +6,7 @@ import mlx.core as mx
 from mlx.utils import tree_flatten, tree_map
 
 from .. import device
+from ..lora import dropping
 from ..model import GPT2
 from . import memory, optim, precision, ranks
 from .config import TrainConfig
@@ -17,7 +18,8 @@ Batch = tuple[mx.array, mx.array]  # tokens, targets: (B, T) int32
 def build(config: TrainConfig, model: GPT2) -> "Step":
     """The step of a model with its optimizer, for resolved settings. It limits MLX's memory to what the step needs."""
     mx.eval(model.parameters())
-    device.work_within(memory.peak(config, ranks.size()) - 4 * model.n_params, ranks.here())
+    held = sum(array.nbytes for _, array in tree_flatten(model.parameters()))
+    device.work_within(memory.peak(config, ranks.size()) - held, ranks.here())
     return Step(config, model, device.streams(config.batch_size))
 
 
@@ -79,7 +81,7 @@ class Step:
         parameters = self.model.trainable_parameters()
         keys, results = mx.random.split(key, len(self.streams)), []
         for (stream, rows), own_key in zip(device.split(len(tokens), self.streams), keys):
-            with mx.stream(stream):
+            with mx.stream(stream), dropping(self.model, own_key):
                 loss = mx.value_and_grad(self._loss)
                 results.append(loss(parameters, tokens[rows], targets[rows], own_key, scale))
         self.model.update(parameters)  # replaces the tracers that value_and_grad left
@@ -93,7 +95,7 @@ class Step:
         self.model.update(precision.lowered(parameters, self.config.dtype))
         key = key if self.config.dropout else None
         hidden = self.model.hidden(tokens, key, recompute=self.config.grad_checkpoint)
-        loss, count = cross_entropy(hidden, self.model.wte.weight, targets)
+        loss, count = cross_entropy(hidden, self.model.wte.weight, targets, learns_wte=not self.model.lora)
         return scale * loss, count
 
     def update(self, sums: tuple, scale: mx.array, rate: mx.array) -> tuple[mx.array, mx.array, mx.array]:
