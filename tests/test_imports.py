@@ -14,8 +14,8 @@ TRUNK = ["arrays", "model", "kv_cache", "layout", "lora", "adapter", "checkpoint
 WINGS = {
     "corpus": "documents shards source passages dataset vocabularies loader",
     "generation": "params scheduler constraints capacity prefixes prefill decoder sampling engine text",
-    "training": "recipes config loss optim ranks precision adapting evaluation hellaswag progress report memory step plan"
-    " trainer budget fork settle run track",
+    "training": "recipes config loss optim ranks precision adapting evaluation hellaswag progress report memory step"
+    " plan trainer budget fork settle run track",
     "serving": "limits config answers errors fields formats schemas messages submission examiner engines jobs pulse"
     " async_engine watch telemetry worker served_run choice receipts audit service completions intake tokens guard app"
     " connections server openapi docs pages",

@@ -51,6 +51,18 @@ def test_counts_what_is_not_ignored_and_evaluates_alike():
     assert (nothing.item(), none.item()) == (0, 0)
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_head_that_does_not_learn_changes_neither_loss_nor_the_other_gradient(rows, compiled):
+    hidden, wte = mx.random.normal((7, 16), key=mx.random.key(1)), mx.random.normal((211, 16), key=mx.random.key(2))
+    targets = mx.array([3, 210, 0, IGNORE, 3, 17, 17])
+    both = mx.value_and_grad(lambda h, w: 0.5 * cross_entropy(h, w, targets)[0], argnums=(0, 1))
+    one = mx.value_and_grad(lambda h: 0.5 * cross_entropy(h, wte, targets, learns_wte=False)[0])
+    loss, gradient = (mx.compile(one) if compiled else one)(hidden)
+    expected, (expected_gradient, _) = (mx.compile(both) if compiled else both)(hidden, wte)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    assert mx.allclose(gradient, expected_gradient, atol=1e-6)
+
+
 @pytest.mark.cpu("a GPU holds larger parts")
 def test_never_holds_all_logits():
     n, vocab_size = 4096, 50257

@@ -53,8 +53,7 @@ def greet(trainer: Trainer, source: Source) -> None:
     )
     if lora := trainer.model.lora:
         base = f"{lora.quantize} bits" if lora.quantize else lora.dtype
-        learning = f"{trainer.model.n_trained / 1e6:.2f}M in an adapter of rank {lora.rank} learn"
-        print(f"        frozen, its blocks in {base}; {learning}")
+        print(f"        frozen, its blocks in {base}; {trainer.model.n_trained:,} parameters of an adapter learn")
     began = f"from step {trainer.progress.step} " if trainer.progress.step else ""
     print(f"run:    {trainer.run}, {began}to step {config.max_steps}, {config.optimizer}, {config.dtype}", flush=True)
 
