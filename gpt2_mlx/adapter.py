@@ -87,7 +87,10 @@ def base(folder: Path) -> tuple[str, str | None]:
 def rounding(folder: Path) -> tuple[int | None, str]:
     """The bits to which the blocks of the base were rounded while the adapter learned (None: not), and the type."""
     ours = _ours(read_json(folder / CONFIG))
-    return ours.get("quantize"), ours.get("dtype", "float32")
+    bits, dtype = ours.get("quantize"), ours.get("dtype", "float32")
+    if bits not in (None, 8, 4) or dtype not in ("float32", "bfloat16", "float16"):
+        raise ValueError(f"{folder / CONFIG}: quantize is {bits!r} and dtype is {dtype!r}; no run has these")
+    return bits, dtype
 
 
 def _ours(fields: dict) -> dict:

@@ -43,6 +43,10 @@ class LoRA:
         return self.alpha / self.rank
 
 
+def _kept(x: mx.array) -> mx.array:
+    return x
+
+
 class LoRALinear(nn.Module):
     """linear(x) + scale (drop(x) a) b. Only a and b learn; a begins uniform in +-1/sqrt(in), b at 0."""
 
@@ -52,7 +56,7 @@ class LoRALinear(nn.Module):
         if isinstance(linear, nn.QuantizedLinear):
             n_in = linear.scales.shape[1] * linear.group_size
         self.linear, self.scale = linear, scale
-        self.drop = lambda x: x
+        self.drop = _kept
         self.lora_a = mx.random.uniform(-1 / math.sqrt(n_in), 1 / math.sqrt(n_in), (n_in, rank), key=key)
         self.lora_b = mx.zeros((rank, n_out))
 
@@ -85,13 +89,17 @@ def dropping(model: GPT2, key: mx.array) -> Iterator[None]:
 
     Gradients must be asked for in the block too: a recomputed forward pass drops the same elements.
     """
-    layers = [layer for _, layer in model.named_modules() if isinstance(layer, LoRALinear)]
-    layers = layers if model.lora and model.lora.dropout else []
-    for layer, own_key in zip(layers, mx.random.split(key ^ _OWN_KEYS, len(layers) or 1)):
+    if not (model.lora and model.lora.dropout):
+        yield
+        return
+    layers = [layer for layer in model.modules() if isinstance(layer, LoRALinear)]
+    for layer, own_key in zip(layers, mx.random.split(key ^ _OWN_KEYS, len(layers))):
         layer.drop = partial(dropout, p=model.lora.dropout, key=own_key)
-    yield
-    for layer in layers:
-        layer.drop = lambda x: x
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.drop = _kept
 
 
 def fuse(model: GPT2, arrays: dict[str, mx.array], scale: float) -> None:

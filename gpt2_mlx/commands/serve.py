@@ -20,6 +20,7 @@ def main() -> None:
         raise ValueError("serving needs macOS or Linux: Windows' pipes cannot be waited on (WSL has those of Linux)")
     source = config.checkpoint or checkpoint.newest_run(Path("checkpoints"))
     folder = pretrained.find(source)
+    pretrained.base(folder)  # raises where an adapter's is missing
     path = folder if pretrained.is_on_hub(source) else Path(source)
     if config.watch and folder == path:
         raise ValueError(f"--watch is on, but {path} is a checkpoint; it must be a run, whose best one can change")

@@ -146,7 +146,8 @@ class TrainConfig:
         for name in ("beta2", "lora_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{flag(name)} is {getattr(self, name)}; it must be at least 0 and less than 1")
-        self._check_adapter()
+        if not (self.resume or self.fork):  # which may have an adapter's other settings
+            self._check_adapter()
 
     def _check_adapter(self) -> None:
         if not self.lora_rank:
@@ -154,7 +155,7 @@ class TrainConfig:
             for name in (*_OF_ADAPTER, "quantize"):
                 if (value := getattr(self, name)) != fields[name]:
                     raise ValueError(f"{flag(name)} is {value}, but there is no adapter: --lora-rank gives its rank")
-        elif not (self.fine_tunes or self.fork or self.resume):
+        elif not self.fine_tunes:
             raise ValueError(f"--lora-rank is {self.lora_rank}, but there is no base: --init-from names it")
         elif self.optimizer == "muon":
             raise ValueError("--optimizer is muon; an adapter learns by adamw")
@@ -197,6 +198,7 @@ class TrainConfig:
         if not self.fine_tunes:
             full["preset"] = preset
         resolved = TrainConfig(**{name: value for name, value in full.items() if name not in recipes.ONLY_HERE})
+        resolved._check_adapter()
         if resolved.grad_accum_steps % processes:
             raise ValueError(
                 f"--grad-accum-steps is {resolved.grad_accum_steps}; it must be a multiple of the number of processes,"
