@@ -27,6 +27,7 @@ ROUTES = {"/complete-sentence": SentenceRequest, "/v1/completions": CompletionRe
 WITHOUT = {"stream", "stream_options", "supersede", "timeout", "receipt", "checkpoint", "model", "user", "metadata"}
 WITHOUT |= {"store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"}
 FILES = ("*.safetensors", "*.safetensors.index.json", "config.json", "vocab.json", "merges.txt", "tokenizer.json")
+FILES += ("adapter_config.json",)  # which tells the base's SHA-256
 
 
 @dataclass(frozen=True)
