@@ -42,6 +42,13 @@ def command(word: str) -> str:
     return f"{program().rpartition(' ')[0] or 'gpt2-mlx'} {word}"
 
 
+def told(value: object) -> str:
+    """The value of a flag, for a message: without brackets, and "none" where there is none."""
+    if isinstance(value, (list, tuple)):
+        return " ".join(map(str, value)) or "none"
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
+
+
 def run(main: Callable[[], None]) -> None:
     """Call `main`; a ValueError or an OSError ends the program as `fail` does.
 

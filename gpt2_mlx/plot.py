@@ -6,6 +6,7 @@ import textwrap
 from pathlib import Path
 
 from . import metrics
+from .cli import told
 from .files import new_file
 
 X_LABELS = {"step": "optimizer steps", "tokens": "tokens read", "time": "minutes"}
@@ -17,7 +18,7 @@ NO_CHANGE = ("out", "resume", "fork", "plan", "track")  # settings that do not c
 def draw(runs: list[Path], out: Path, x: str = "step", y: str = "loss", difference: bool = False) -> None:
     """Draw the training and validation loss of run folders into one figure, and mark the best step and the test loss.
 
-    With `difference` draw what the second of two runs loses more than the first one.
+    With `difference` draw the losses of the second of two runs minus those of the first.
 
     The ending of `out` decides the format: .png, .svg or .pdf. `x` is the horizontal axis: "step", "tokens" or "time";
     `y` the vertical one: "loss", in nats per token, or "bits-per-byte", for which a training loss is converted by the
@@ -174,9 +175,6 @@ class Difference:
 def _changes(config: dict, other: dict) -> str:
     """What differs between the settings of two runs."""
     names = [name for name in {**config, **other} if name not in NO_CHANGE and config.get(name) != other.get(name)]
-    told = [f"--{n.replace('_', '-')} {_told(config.get(n))} \N{RIGHTWARDS ARROW} {_told(other.get(n))}" for n in names]
-    return ", ".join(told) or "the same settings"
-
-
-def _told(value: object) -> str:
-    return " ".join(map(str, value)) or "none" if isinstance(value, list) else str(value).lower()
+    arrow = "\N{RIGHTWARDS ARROW}"
+    changes = [f"--{n.replace('_', '-')} {told(config.get(n))} {arrow} {told(other.get(n))}" for n in names]
+    return ", ".join(changes) or "the same settings"

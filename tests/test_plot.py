@@ -115,14 +115,25 @@ def difference(*runs):
 def test_the_difference_is_over_the_steps_that_both_have_logged(tmp_path):
     a = [("train", 1, 9.0), ("train", 2, 8.0), ("train", 4, 6.0), ("eval", 4, 5.0), ("train", 6, 4.0), ("test", 4, 7.0)]
     b = [("train", 4, 6.5), ("eval", 4, 5.25), ("train", 6, 3.0), ("eval", 6, 3.5), ("test", 6, 6.0)]
-    one = logged(tmp_path, "one", *a, learning_rate=0.1, without=[], out="one", seed=3)
-    two = logged(tmp_path, "two", *b, learning_rate=0.2, without=["a.txt", "b.txt:3"], out="two", seed=3)
+    one = logged(tmp_path, "one", *a, learning_rate=0.1, without=[], data="Z.txt", compile=True, out="one", seed=3)
+    two = logged(
+        tmp_path,
+        "two",
+        *b,
+        learning_rate=0.2,
+        without=["a.txt", "B.txt:3"],
+        data=None,
+        compile=False,
+        out="two",
+        seed=3,
+    )
     drawn, title = difference(one, two)
     assert drawn["training"] == [[6, -1.0]]  # at step 4 one tells of steps 3 and 4, two, which began at 3, of step 4
     assert drawn["validation"] == [[4, 0.25]]
     assert [y for _, y in drawn["test loss -1.000"]] == [-1, -1]
-    changes = "--learning-rate 0.1 \N{RIGHTWARDS ARROW} 0.2, --without none \N{RIGHTWARDS ARROW} a.txt b.txt:3"
-    assert title == f"two \N{MINUS SIGN} one\n{changes}"
+    changes = "--learning-rate 0.1 > 0.2, --without none > a.txt B.txt:3, --data Z.txt > none, --compile true > false"
+    name, *told = title.replace("\N{RIGHTWARDS ARROW}", ">").split("\n")
+    assert (name, " ".join(told)) == ("two \N{MINUS SIGN} one", changes)
     out = tmp_path / "difference.png"
     plot.draw([one, two], out, difference=True)
     assert out.read_bytes().startswith(b"\x89PNG")

@@ -23,7 +23,7 @@ class PlotConfig:
     """The vertical axis: nats per token, or bits per byte, by which runs with different vocabularies compare. Training
     losses become bits per byte by the bytes per token of the whole training split."""
     difference: bool = False
-    """Draw one curve for two runs: what the second loses more than the first, over the steps that both have logged."""
+    """Draw the losses of the second of two runs minus those of the first, over the steps that both have logged."""
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .. import checkpoint, device, pretrained, tokenizer
+from ..cli import told
 from ..config import GPT2Config
 from ..corpus import vocabularies
 from ..corpus.dataset import TokenDataset
@@ -149,4 +150,4 @@ def _check_unchanged(config: TrainConfig, former: TrainConfig, is_fork: bool) ->
         new, old = getattr(config, name), getattr(former, name)
         if new != old and not (is_fork and name in _FREE_IN_A_FORK):
             word = "fork" if is_fork else "resume"
-            raise ValueError(f"{flag(name)} is {new}, but the run to {word} was started with {old}")
+            raise ValueError(f"{flag(name)} is {told(new)}, but the run to {word} was started with {told(old)}")
