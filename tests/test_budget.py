@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from test_trainer import score, trainer
 
 from gpt2_mlx import checkpoint, folders, metrics
+from gpt2_mlx.corpus import vocabularies
 from gpt2_mlx.training import budget, run
 from gpt2_mlx.training.budget import Seconds, needed, steps_within
 from gpt2_mlx.training.config import TrainConfig
@@ -104,6 +105,14 @@ def test_a_resumed_run_keeps_its_steps(text, tmp_path, half_a_second_a_step, mon
     monkeypatch.setattr(budget, "measure", None)  # nothing is measured again
     again = settled(text, tmp_path / "run", minutes=9, resume=True)
     assert (again.config.max_steps, again.config.minutes) == (8, None)
+
+
+def test_a_folder_that_holds_a_run_is_refused_before_a_vocabulary_is_made_or_a_step_timed(text, tmp_path, monkeypatch):
+    trained(settled(text, tmp_path / "run", max_steps=2))
+    for module, name in ((budget, "measure"), (vocabularies, "find")):
+        monkeypatch.setattr(module, name, None)
+    with pytest.raises(ValueError, match="run holds a run already: go on with --resume"):
+        settled(text, tmp_path / "run", minutes=9)
 
 
 @pytest.mark.parametrize("eval_tokens", [0, 70])

@@ -119,11 +119,18 @@ def settled(**given):
     return settle(TrainConfig(**given), lambda former: dataclasses.replace(former, **given))
 
 
-def test_what_a_fork_may_change(undisturbed):
-    given = {"seed": 2, "dropout": 0.0, "max_steps": 50, "learning_rate": 1e-3, "without": ("verse.txt:1-9",)}
+def test_what_a_fork_may_change(undisturbed, tmp_path):
+    given = {
+        "out": str(tmp_path / "run"),
+        "seed": 2,
+        "dropout": 0.0,
+        "max_steps": 50,
+        "learning_rate": 1e-3,
+        "without": ("verse.txt:1-9",),
+    }
     chosen = settled(fork=f"{undisturbed}@24", **given)
     before = TrainConfig(**events(undisturbed, "start")[0]["config"])
-    changes = {"fork": f"{undisturbed}@24", "out": f"{undisturbed}-fork-24", **given}
+    changes = {"fork": f"{undisturbed}@24", **given}
     assert chosen.config == dataclasses.replace(before, **changes)
     assert 0 < chosen.dataset.n_ignored < len(chosen.dataset.split("train"))
 
@@ -150,8 +157,8 @@ def test_the_checkpoint_to_begin_from(undisturbed, which):
         ({"fork": "nowhere@best"}, "--fork is nowhere@best, but nowhere is no run"),
     ],
 )
-def test_what_a_fork_cannot_change_is_refused(undisturbed, given, message):
-    given = {"fork": "{run}@24"} | given
+def test_what_a_fork_cannot_change_is_refused(undisturbed, tmp_path, given, message):
+    given = {"fork": "{run}@24", "out": str(tmp_path / "run")} | given
     with pytest.raises(ValueError) as refused:
         settled(**given | {"fork": given["fork"].format(run=undisturbed)})
     assert message in str(refused.value)

@@ -16,7 +16,7 @@ from ..model import GPT2
 from . import adapting, fork, ranks, step
 from .config import TrainConfig
 from .evaluation import count_bytes
-from .settle import Settled
+from .settle import Settled, refuse_to_replace
 from .trainer import Trainer
 
 
@@ -32,8 +32,7 @@ def opened(settled: Settled) -> Iterator[Trainer]:
     origin = settled.origin if ranks.is_first() else None
     saved = checkpoint.to_resume(run) if ranks.is_first() else None
     resuming = ranks.ask_first(lambda: saved is not None)
-    if resuming and not config.resume:
-        raise ValueError(f"{run} holds a run already: go on with --resume, or choose another folder with --out")
+    refuse_to_replace(run, config.resume)  # again, for another process may have trained while this one settled
     facts = ranks.ask_first(lambda: read_json(run / "train.json") if resuming else {})
     key = facts.get("text", {}).get("key") if resuming else settled.origin.text_key if settled.origin else dataset.key
     if key != dataset.key:

@@ -40,8 +40,8 @@ def settle(flags: TrainConfig, over: Callable[[TrainConfig], TrainConfig]) -> Se
     """Choose the device, find the text and the weights, and resolve the settings.
 
     `over` parses the command line again with the settings of the run to resume or to fork in place of the defaults.
-    Raises a ValueError where the text or the weights are missing, or the settings contradict that run or do not fit the
-    machine.
+    Raises a ValueError where the text or the weights are missing, the run folder holds a run that is not to be resumed,
+    or the settings contradict the run to go on from or do not fit the machine.
     """
     if flags.minutes and flags.max_steps:
         raise ValueError(f"--minutes is {flags.minutes:g} and --max-steps is {flags.max_steps}: leave one out")
@@ -51,6 +51,8 @@ def settle(flags: TrainConfig, over: Callable[[TrainConfig], TrainConfig]) -> Se
     origin = fork.find(flags.fork) if flags.fork else None
     source = None if origin or (flags.resume and flags.out) else find(flags.data)
     run = Path(flags.out or (origin.default_run if origin else _default_run(flags, source)))
+    if not flags.plan:
+        refuse_to_replace(run, flags.resume)  # before anything is made of the text or timed
     saved = _saved_settings(run) if flags.resume else None
     if flags.resume and not saved:
         print(f"there is no run in {run} to resume: beginning one")
@@ -88,6 +90,12 @@ def settle(flags: TrainConfig, over: Callable[[TrainConfig], TrainConfig]) -> Se
         flags = dataclasses.replace(flags, **chosen, minutes=None)
         config = budget.settle(config, lambda n: resolve(dataclasses.replace(flags, max_steps=n)), dataset)
     return Settled(config, source, dataset, run, init, origin)
+
+
+def refuse_to_replace(run: Path, resume: bool) -> None:
+    """Raise a ValueError where the folder holds a run that is not to be resumed."""
+    if not resume and ranks.ask_first(lambda: checkpoint.to_resume(run) is not None):
+        raise ValueError(f"{run} holds a run already: go on with --resume, or choose another folder with --out")
 
 
 def _default_run(flags: TrainConfig, source: Source) -> str:
