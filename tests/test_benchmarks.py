@@ -9,6 +9,8 @@ import pytest
 
 from benchmarks import common, contestants, mac, plan, tokenize, train_step
 from gpt2_mlx import device
+from gpt2_mlx.training.config import TrainConfig
+from gpt2_mlx.training.recipes import OWN_VOCABULARY
 
 ROOT = Path(__file__).parents[1]
 TINY = {"preset": "tiny", "batch_size": 1, "block_size": 8, "optimizer": "adamw", "dtype": "float32"}
@@ -33,6 +35,14 @@ def test_a_result_is_a_line_that_tells_the_machine(tmp_path, monkeypatch):
     assert [line["ratio"] for line in lines] == [1, 2]
     assert {"benchmark", "time", "device", "system"} <= set(lines[0])
     assert {"python", "mlx", "numpy"} == set(lines[0]["versions"])
+
+
+def test_the_peers_have_the_shapes_of_the_presets():
+    assert {f"{preset}, own vocabulary" for preset in OWN_VOCABULARY} <= contestants.SHAPES.keys()
+    for name, shape in contestants.SHAPES.items():
+        preset, _, own = name.partition(", ")
+        config = TrainConfig(preset=preset, vocab="1024" if own else None).resolved(on_gpu=False)
+        assert shape == (config.n_layer, config.n_head, config.n_embd), name
 
 
 def test_a_table_is_aligned():

@@ -12,6 +12,8 @@ VOCAB_SIZE = 50257
 SHAPES = {  # n_layer, n_head, n_embd
     "tiny": (4, 4, 128),
     "baby": (6, 6, 384),
+    "tiny, own vocabulary": (4, 3, 192),
+    "baby, own vocabulary": (6, 6, 384),
     "gpt2": (12, 12, 768),
 }
 
