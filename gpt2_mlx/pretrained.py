@@ -20,9 +20,9 @@ from .tokenizer import Vocabulary
 OPENAI = {name: f"openai-community/{name}" for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")}
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _TOKENIZERS = ("vocab.json", "tokenizer.json", "vocab.txt", "*.model")  # the last two are other models' vocabularies
-# The files to fetch from a hub model: no pickles, and no copies of the weights for other programs.
+# The files of a model that are read here: no pickles, and no copies of the weights for other programs.
 _WEIGHTS = ("model.safetensors", "model-*.safetensors", "model.safetensors.index.json")
-_FILES = ["config.json", *_WEIGHTS, *_TOKENIZERS, "merges.txt", adapter.CONFIG, *adapter.FILES]
+FILES = ["config.json", *_WEIGHTS, *_TOKENIZERS, "merges.txt", adapter.CONFIG, *adapter.FILES]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,13 +151,13 @@ def _fetch(name: str) -> Path:
     from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 
     try:
-        cached = Path(snapshot_download(name, allow_patterns=_FILES, local_files_only=True))
+        cached = Path(snapshot_download(name, allow_patterns=FILES, local_files_only=True))
         if _is_whole(cached):
             return cached
     except LocalEntryNotFoundError:
         pass
     try:
-        return Path(snapshot_download(name, allow_patterns=_FILES))
+        return Path(snapshot_download(name, allow_patterns=FILES))
     except RepositoryNotFoundError:
         raise ValueError(f"the Hugging Face hub shows no model {name}; for a private one: `hf auth login`") from None
     except LocalEntryNotFoundError as error:

@@ -9,9 +9,8 @@ import tyro
 from .. import adapter, card, checkpoint, cli, layout, pretrained
 from ..files import read_json
 
-# What makes a model. The optimizer's state is none of it, nor is anything that is not known.
-FILES = ("config.json", "generation_config.json", "model.safetensors", "model-*.safetensors")
-FILES += ("model.safetensors.index.json", "vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json")
+# What makes a model, for other programs too. The optimizer's state is no part of it, nor are files of other names.
+FILES = (*pretrained.FILES, "generation_config.json", "tokenizer_config.json")
 CARD = "README.md"
 
 
