@@ -113,7 +113,6 @@ def group(name: str, parameter: mx.array, optimizer: str) -> str:
 
 def build(config: TrainConfig, model: GPT2, streams: list[mx.Stream]) -> Rules:
     """The optimizer of a run, with its initial state, for `guarded_update`."""
-
     each_core = device.streams_of_cores()
 
     def adamw(weight_decay: float) -> AdamW:
