@@ -70,7 +70,7 @@ COMPLETION_MISTAKES = [
     ("presence_penalty", [-2.1, 2.1, "0"]),
     ("frequency_penalty", [-2.1, 2.1]),
     ("logit_bias", [{"a": 1}, {"50257": 1}, {"-1": 1}, {"5": 101}, {"5": "1"}, {"5": True}, [], {"9" * 5000: 1}]),
-    ("logit_bias", [{str(i): 1 for i in range(301)}, {"²": 1}]),
+    ("logit_bias", [{str(i): 1 for i in range(301)}, {"²": 1}, {"5": 1, "05": 2}, {"5\n": 1}]),
     ("stream_options", [True, []]),
     ("stream_options.include_usage", [{"include_usage": 1}]),
     ("stream_options.more", [{"more": True}]),

@@ -3,6 +3,7 @@
 What token ids there are depends on the served model: its number of tokens is pydantic's context.
 """
 
+import re
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, PlainValidator, ValidationInfo, WithJsonSchema, model_validator
@@ -68,8 +69,9 @@ def read_logit_bias(value: Any, info: ValidationInfo) -> dict[int, float]:
     """{token id: bias} behind a JSON object, whose keys are strings."""
     if not isinstance(value, dict) or len(value) > MAX_BIASES:
         raise ValueError(f"it must be an object of up to {MAX_BIASES} token ids and biases")
+    keys = _below(info.context)
     for key, bias in value.items():
-        if not (key.isascii() and key.isdigit() and len(key) <= len(str(info.context)) and int(key) < info.context):
+        if not re.fullmatch(keys, key):
             raise ValueError(f"its keys must be token ids, at least 0 and at most {info.context - 1}")
         if isinstance(bias, bool) or not isinstance(bias, (int, float)) or not abs(bias) <= MAX_BIAS:
             raise ValueError(f"its values must be numbers of at least {-MAX_BIAS} and at most {MAX_BIAS}")
@@ -82,6 +84,17 @@ def _are(kind: type, values: Any) -> bool:
     return is_list and all(isinstance(v, kind) and not isinstance(v, bool) for v in values)
 
 
+def _below(n: int) -> str:
+    """A pattern of the decimal numbers from 0 to n - 1; n is above 9."""
+    digits = str(n)
+    patterns = [f"0|[1-9][0-9]{{0,{len(digits) - 2}}}"]  # those with fewer digits
+    for i, digit in enumerate(digits):  # as many: the first i are the same, the next is smaller
+        least = int(i == 0)
+        if int(digit) > least:
+            patterns.append(f"{digits[:i]}[{least}-{int(digit) - 1}][0-9]{{{len(digits) - i - 1}}}")
+    return "|".join(patterns)
+
+
 _STOP = {"type": "string", "minLength": 1, "maxLength": MAX_STOP_CHARS}
 _STOPS = {"anyOf": [_STOP, {"type": "array", "items": _STOP, "maxItems": MAX_STOPS}], "default": []}
 
@@ -92,13 +105,11 @@ def schemas_of_ids(n_vocab: int) -> dict[str, dict[str, Any]]:
     ids = {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": n_vocab - 1}, "minItems": 1}
     several = {"type": "array", "minItems": 1, "maxItems": MAX_PROMPTS}
     bias = {"type": "number", "minimum": -MAX_BIAS, "maximum": MAX_BIAS}
-    first, *rest = str(n_vocab)  # a key has fewer digits, or as many and a smaller first one
-    keys = f"0|[1-9][0-9]{{0,{len(rest) - 1}}}" + (f"|[1-{int(first) - 1}][0-9]{{{len(rest)}}}" if first > "1" else "")
     biases = {"additionalProperties": bias, "maxProperties": MAX_BIASES}
     return {
         "prompt": {"anyOf": [text, several | {"items": text}, ids, several | {"items": ids}]},
         "tokens": ids | {"minItems": 0},
-        "logit_bias": {"type": "object", "propertyNames": {"pattern": f"^({keys})$"}, **biases},
+        "logit_bias": {"type": "object", "propertyNames": {"pattern": f"^({_below(n_vocab)})$"}, **biases},
     }
 
 
