@@ -9,6 +9,7 @@ import pytest
 from fake_engine import POISON, SCRIPT, FakeEngine, ThreadProcess
 from patience import PATIENCE
 
+from gpt2_mlx.generation.engine import Token
 from gpt2_mlx.generation.params import SamplingParams
 from gpt2_mlx.serving import async_engine, pulse
 from gpt2_mlx.serving.async_engine import AsyncEngine
@@ -158,6 +159,18 @@ def test_a_poisonous_request_alone_is_given_up(served, fake):
         texts = await asyncio.gather(*map(ids_of, [*beside, after]))
         assert texts == [{0: script(0, 30)[1:]}, {0: script(1, 30)}, {0: script(2, 30)}, {0: script(0, 4)}]
         assert fake.begun == 3 and engine.unready is None
+
+    served(test)
+
+
+def test_a_request_whose_text_comes_again_otherwise_leaves_no_slot_taken(served, fake, monkeypatch):
+    monkeypatch.setattr(fake, "_token", lambda id, params: Token(id + fake.begun))
+
+    async def test(engine):
+        fake.dies_at = 4
+        with pytest.raises(EngineFailed, match="as it was"):
+            await ids_of(engine.submit([job(10**6), job(10**6, seed=1)]))
+        await until(lambda: len(fake.cancelled) == 2 and engine.n_running == 0)
 
     served(test)
 

@@ -114,7 +114,7 @@ def test_a_text_that_comes_again_otherwise_is_given_up():
     (again,) = jobs.due()
     assert jobs.take(Output(add.id, (Token(9),))) is None, "it came from the process that is dead"
     submission, error = jobs.take(Output(again.id, (Token(8),)))
-    assert submission is client.submission and isinstance(error, EngineFailed) and len(jobs) == 0
+    assert submission is client.submission and isinstance(error, EngineFailed)
 
 
 def test_a_prompts_numbers_are_told_once():

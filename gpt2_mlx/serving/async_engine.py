@@ -225,10 +225,10 @@ class AsyncEngine:
                 self.on_step(n_running + sum(output.finish_reason is not None for output in outputs), prefixes)
                 self.n_running = n_running
                 for output in outputs:
-                    if output.failure:
-                        self._refuse(output.id, Refused(output.failure))
-                    elif taken := self._jobs.take(output):
+                    if taken := self._jobs.take(output):
                         submission, event = taken
+                        if isinstance(event, Exception):
+                            self._cancel(submission)
                         submission.put(event)
                 self._send_due()
             case NotTaken(id, reason, for_now):

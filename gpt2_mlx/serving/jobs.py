@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from ..generation.engine import Output
 from .messages import Add, Cancel
-from .submission import EngineFailed, Event, Submission
+from .submission import EngineFailed, Event, Refused, Submission
 
 
 @dataclass(eq=False)
@@ -90,15 +90,17 @@ class Jobs:
         return job in self._unsent or job.id in self._sent
 
     def take(self, output: Output) -> tuple[Submission, Event | Exception] | None:
-        """What the client of an output's sequence gets: what is new in it, if anything is."""
+        """What the client of an output's sequence gets: what is new in it, or an error that ends the request."""
         job = self._sent.get(output.id)
         if job is None:  # cancelled
             return None
+        if output.failure:
+            return job.submission, Refused(output.failure)
         ids = [token.id for token in output.tokens]
         known = job.ids[job.n_seen : job.n_seen + len(ids)]
         job.n_seen += len(ids)
         if known != ids[: len(known)]:
-            return self.fail(output.id), EngineFailed("the text could not be drawn again as it was")
+            return job.submission, EngineFailed("the text could not be drawn again as it was")
         job.ids += ids[len(known) :]
         job.latest = output
         prompt = () if job.has_prompt else output.prompt
@@ -134,12 +136,6 @@ class Jobs:
                 event = dataclasses.replace(job.latest or Output(0, ()), tokens=(), prompt=(), finish_reason=reason)
                 submission.put((job.number, event))
 
-    def fail(self, id: int) -> Submission | None:
-        """The same, and it is forgotten whole."""
-        if submission := self.submission_of(id):
-            self.drop(submission)
-        return submission
-
     def died(self, in_pass: tuple[int, ...]) -> Submission | None:
         """The process has died in a pass with these sequences; returns the submission that is given up, if one is."""
         hit = [self._sent[id] for id in in_pass if id in self._sent] or list(self._sent.values())
@@ -149,7 +145,10 @@ class Jobs:
         doubted = [job for job in hit if job.deaths > 1]
         if len(hit) > 1:
             self._doubted = doubted
-        return self.fail(hit[0].id) if len(hit) == 1 and doubted else None
+        if len(hit) > 1 or not doubted:
+            return None
+        self.drop(hit[0].submission)
+        return hit[0].submission
 
     def rewind(self) -> None:
         """All are to be sent, to another process."""
