@@ -284,6 +284,14 @@ def test_a_constraint_that_cannot_be_followed_ends_its_text_alone(model, monkeyp
     assert engine.n_running == engine.n_waiting == 0
 
 
+def test_compiling_a_constraint_is_announced_and_does_not_count_as_a_token(model):
+    passes = []
+    engine = Engine(model, 1, on_pass=lambda ids, n_tokens: passes.append((*ids, n_tokens)), encoding=ENCODING)
+    id = engine.add([1], SamplingParams(constraint=Constraint("regex", "[0-9]{3}"), top_k=0, max_tokens=1))
+    run(engine, id)
+    assert passes == [(id, 0), (id, 1)]
+
+
 def test_from_python(model):
     params = {"constraint": Constraint("regex", "[0-9]{3}"), "seed": 1}
     assert re.fullmatch("Say: [0-9]{3}", text.generate(model, ENCODING, "Say: ", **params))

@@ -55,7 +55,8 @@ class Engine:
     Args:
         model: evaluated, and used by this thread alone.
         n_slots: the largest number of sequences that run at once; the others wait.
-        on_pass: called before each forward pass with the ids of its sequences and the number of its tokens.
+        on_pass: called before each forward pass with the ids of its sequences and the number of its tokens, and before
+            a constraint is compiled with the id of its sequence and 0.
         n_prefixes: the largest number of blocks of prompts to keep for prompts that begin as these did.
         encoding: the tokenizer, for constraints and for the token that ends a text; without it none does.
 
@@ -192,7 +193,7 @@ class Engine:
         """Find what a sequence's constraint allows next; an output that ends the sequence where that cannot be."""
         try:
             if not sequence.matcher:
-                self._on_pass([sequence.id], 1)  # if the process dies of it, this sequence is why
+                self._on_pass([sequence.id], 0)  # if the process dies of it, this sequence is why
                 sequence.matcher = self._matchers.make(sequence.params.constraint)
             sequence.allowed = sequence.matcher.allowed()
         except ValueError as error:
