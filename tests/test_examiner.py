@@ -84,6 +84,17 @@ def test_what_cannot_be_followed_further_ends_its_request_and_no_other(client, m
     eventually(lambda: client.engine.n_running == client.engine.n_waiting == 0)
 
 
+def test_a_constraint_is_not_blamed_for_a_death_before_it(client):
+    async def verdict():
+        examiner = client.service.examiner
+        await examiner.examine(Constraint("regex", "c"))
+        examiner._process.kill()
+        await examiner._process.wait()
+        return await examiner.examine(Constraint("regex", "d"))
+
+    assert client.await_(verdict()) is None
+
+
 def test_a_verdict_is_known_from_then_on(client, monkeypatch):
     bound = Constraint("regex", "[0-9]{7}")
     for _ in range(2):

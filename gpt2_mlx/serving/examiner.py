@@ -73,7 +73,7 @@ class Examiner:
 
     async def _ask(self, constraint: Constraint) -> str | None:
         try:
-            if not self._process:
+            if not self._process or self._process.returncode is not None:  # it died meanwhile, of something else
                 await self._start()
             self._process.stdin.write(messages.pack(constraint))
             answer = await messages.receive(self._process.stdout)
