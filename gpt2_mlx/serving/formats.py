@@ -34,6 +34,7 @@ class ResponseFormat(Body):
     def _is_whole(self) -> "ResponseFormat":
         if (self.type == "json_schema") != (self.json_schema is not None):
             raise ValueError("it must have a json_schema if its type is json_schema, and only then")
+        _ = self.constraint
         return self
 
     @property
@@ -84,7 +85,10 @@ class StructuredOutputs(Body):
 
 
 def _json(schema: dict[str, Any]) -> Constraint:
-    return Constraint("json_schema", json.dumps(schema))
+    text = json.dumps(schema)
+    if len(text) > MAX_CONSTRAINT_CHARS:
+        raise ValueError(f"the schema has {len(text)} characters; at most {MAX_CONSTRAINT_CHARS} are allowed")
+    return Constraint("json_schema", text)
 
 
 def _parsed(schema: str) -> dict[str, Any]:
