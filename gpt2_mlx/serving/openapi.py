@@ -61,8 +61,9 @@ OPERATIONS = (
         answers.CompletionAnswer,
         tuple(_BAD),
         schemas.CompletionRequest,
-        "Works with the `openai` package; `top_k`, `min_p`, `repetition_penalty` and `checkpoint` are additions, and so"
-        " is `structured_outputs`, which vLLM has too. Fields of others that would change the text are refused.",
+        "Works with the `openai` package; `top_k`, `min_p`, `repetition_penalty`, `checkpoint`, `supersede`,"
+        " `timeout` and `receipt` are additions, and so is `structured_outputs`, which vLLM has too."
+        " Fields of others that would change the text are refused.",
     ),
     Operation(
         "/tokenize",

@@ -139,7 +139,7 @@ class _Unused(Body):
 
 
 class CompletionRequest(_Unused, _Request):
-    """The body of POST /v1/completions: OpenAI's, and top_k, min_p and repetition_penalty."""
+    """The body of POST /v1/completions: OpenAI's, and fields of this server's own."""
 
     model_config = ConfigDict(
         json_schema_extra={"examples": [{"prompt": "The quick brown fox", "max_tokens": 20, "seed": 1, "logprobs": 2}]}
