@@ -15,6 +15,8 @@ from events import check
 from trained import ROOT, begin, command, final_bytes, read_to_step, train
 
 from gpt2_mlx import GPT2, GPT2Config, checkpoint, metrics
+from gpt2_mlx.training.config import TrainConfig
+from gpt2_mlx.training.settle import settle
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +103,12 @@ def test_a_second_run_in_a_folder_needs_resume(undisturbed, text):
     assert done.returncode == 2
     assert "holds a run already: go on with --resume" in done.stderr
     assert final_bytes(undisturbed) == before
+
+
+def test_a_plan_for_a_folder_that_holds_a_run_is_of_the_weights_to_start_from(undisturbed, text):
+    flags = TrainConfig(data=str(text), init_from=str(undisturbed), out=str(undisturbed), device="cpu", plan=True)
+    shape = json.loads((undisturbed / "best" / "config.json").read_text())
+    assert settle(flags, over=None).config.n_embd == shape["n_embd"]
 
 
 def without_links(run: Path) -> None:

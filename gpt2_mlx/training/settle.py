@@ -68,9 +68,9 @@ def settle(flags: TrainConfig, over: Callable[[TrainConfig], TrainConfig]) -> Se
     if source.note:
         print(f"NOTE: {source.note}")
         flags = dataclasses.replace(flags, data=source.name)
-    init, shape = _find_init(flags, run, origin)
-    held = Path(origin.folder) if origin else (checkpoint.to_resume(run) if saved else None) or init
-    vocabulary = _find_vocabulary(flags, source, held)
+    begun = Path(origin.folder) if origin else checkpoint.to_resume(run) if saved else None
+    init, shape = _find_init(flags, begun)
+    vocabulary = _find_vocabulary(flags, source, begun or init)
     flags = dataclasses.replace(flags, vocab=vocabulary.name)
     dataset = ranks.in_turn(lambda: TokenDataset.open(source, vocabulary=vocabulary).without(flags.without, source))
 
@@ -122,16 +122,14 @@ def _saved_settings(run: Path) -> TrainConfig | None:
         raise ValueError(f"{path} cannot be read: {error}") from None
 
 
-def _find_init(flags: TrainConfig, run: Path, origin: Origin | None) -> tuple[Path | None, GPT2Config | None]:
+def _find_init(flags: TrainConfig, begun: Path | None) -> tuple[Path | None, GPT2Config | None]:
     """The folder of the weights to start from, in the first process, which alone reads it, and their shape, or None.
 
-    Where the run goes on from an adapter, the folder is that of its base, and the shape None.
+    Where the run goes on from a checkpoint, `begun`, there are none, but for the folder of an adapter's base.
     """
-    begun = (Path(origin.folder) if origin else checkpoint.to_resume(run)) if ranks.is_first() else None
-    begins_here = ranks.is_first() and flags.fine_tunes and not begun
-    init = pretrained.find(flags.init_from) if begins_here else None
+    init = pretrained.find(flags.init_from) if ranks.is_first() and flags.fine_tunes and not begun else None
     shape = ranks.ask_first(lambda: dataclasses.asdict(pretrained.read_config(init)) if init else None)
-    if begun and flags.lora_rank:
+    if ranks.is_first() and begun and flags.lora_rank:
         init = pretrained.base(begun)
     return init, GPT2Config(**shape) if shape else None
 
