@@ -161,6 +161,7 @@ def test_tensors_that_do_not_fit_are_named(base, tmp_path):
         ({"lora_rank": 8}, "--lora-rank is 8, but there is no base: --init-from names it"),
         ({"init_from": "gpt2", "quantize": 4}, "--quantize is 4, but there is no adapter: --lora-rank gives its rank"),
         ({"init_from": "gpt2", "lora_alpha": 2.0}, "--lora-alpha is 2.0, but there is no adapter"),
+        ({"init_from": "gpt2", "lora_targets": ["mlp.c_fc"]}, "--lora-targets is mlp.c_fc, but there is no adapter"),
         ({"init_from": "gpt2", "lora_rank": -1}, "--lora-rank is -1; it must be at least 0"),
         (
             {"init_from": "gpt2", "lora_rank": 8, "lora_dropout": 1.0},

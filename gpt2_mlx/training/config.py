@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from .. import tokenizer
+from ..cli import told
 from ..config import PRESETS, GPT2Config
 from ..lora import TARGETS
 from . import recipes
@@ -154,7 +155,9 @@ class TrainConfig:
             fields = {field.name: field.default for field in dataclasses.fields(self)}
             for name in (*_OF_ADAPTER, "quantize"):
                 if (value := getattr(self, name)) != fields[name]:
-                    raise ValueError(f"{flag(name)} is {value}, but there is no adapter: --lora-rank gives its rank")
+                    raise ValueError(
+                        f"{flag(name)} is {told(value)}, but there is no adapter: --lora-rank gives its rank"
+                    )
         elif not self.fine_tunes:
             raise ValueError(f"--lora-rank is {self.lora_rank}, but there is no base: --init-from names it")
         elif self.optimizer == "muon":
