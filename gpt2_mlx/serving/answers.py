@@ -14,7 +14,7 @@ class _Answer(BaseModel):
 
 class PromptTokensDetails(_Answer):
     cached_tokens: int
-    """Tokens of prompts that were read for an earlier request, and not read again."""
+    """Tokens of prompts that the prefix cache had: they were read for an earlier request."""
 
 
 class Usage(_Answer):
