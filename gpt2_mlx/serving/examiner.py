@@ -7,15 +7,12 @@ costs the engine no more either.
 import asyncio
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from typing import BinaryIO
 
 from tiktoken import Encoding
 
-from .. import folders
 from ..generation.constraints import Matchers, try_out
 from ..generation.params import Constraint
 from . import messages
@@ -89,14 +86,8 @@ class Examiner:
         return self._verdicts[constraint]
 
     async def _start(self) -> None:
-        path = os.pathsep.join(filter(None, [str(folders.PACKAGE.parent), os.environ.get("PYTHONPATH")]))
-        self._process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-c", f"from {__name__} import main; main()"),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": path},
-            start_new_session=True,  # Ctrl-C in the terminal is for the service
-        )
+        command, how = messages.process(__name__)
+        self._process = await asyncio.create_subprocess_exec(*command, **how)
         self._process.stdin.write(messages.pack(self._encoding))
         if await messages.receive(self._process.stdout) is None:
             raise RuntimeError("the process that checks constraints did not start")
@@ -105,8 +96,7 @@ class Examiner:
 def main() -> None:
     """The process: reads the tokenizer, then constraints, and writes a verdict on each."""
     os.nice(10)  # the engine comes first
-    source, sink = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what libraries print is no verdict
+    source, sink = messages.own_pipes()
     encoding = messages.read(source)
     for answer in _answers(Matchers(encoding, encoding.n_vocab), source):
         sink.write(messages.pack(answer))

@@ -1,12 +1,16 @@
-"""What the service and the engine's process tell each other: dataclasses, pickled, each after its length."""
+"""What the service and its processes tell each other: dataclasses, pickled, each after its length."""
 
 import asyncio
+import os
 import pickle
 import struct
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from .. import folders
 from ..generation.engine import Output
 from ..generation.params import SamplingParams
 from ..generation.prefixes import PrefixCounts
@@ -82,6 +86,24 @@ class NotTaken:
     id: int
     reason: str
     for_now: bool = False
+
+
+def process(module: str) -> tuple[list[str], dict[str, Any]]:
+    """The command of a process that runs a module's `main`, and how to start it. It ends when its stdin does."""
+    path = os.pathsep.join(filter(None, [str(folders.PACKAGE.parent), os.environ.get("PYTHONPATH")]))
+    return [sys.executable, "-c", f"from {module} import main; main()"], {
+        "stdin": subprocess.PIPE,
+        "stdout": subprocess.PIPE,
+        "env": {**os.environ, "PYTHONPATH": path},
+        "start_new_session": True,  # Ctrl-C in the terminal is for the service, which lets texts end
+    }
+
+
+def own_pipes() -> tuple[BinaryIO, BinaryIO]:
+    """Where such a process reads messages and where it writes them."""
+    source, sink = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what libraries print is no message
+    return source, sink
 
 
 def pack(message: Any) -> bytes:

@@ -7,13 +7,12 @@ import logging
 import os
 import queue
 import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
-from .. import device, folders, pretrained
+from .. import device, pretrained
 from ..generation.capacity import prefixes_that_fit, slots_that_fit
 from ..generation.engine import Engine
 from ..model import GPT2
@@ -28,22 +27,15 @@ log = logging.getLogger(__name__)
 
 def launch(config: ServeConfig, checkpoint: Path) -> subprocess.Popen:
     """Start the process for a checkpoint. It ends when its stdin does, hence with the process that started it."""
-    path = os.pathsep.join(filter(None, [str(folders.PACKAGE.parent), os.environ.get("PYTHONPATH")]))
-    process = subprocess.Popen(
-        [sys.executable, "-c", f"from {__name__} import main; main()"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": path},
-        start_new_session=True,  # Ctrl-C in the terminal is for the service, which lets texts end
-    )
+    command, how = messages.process(__name__)
+    process = subprocess.Popen(command, **how)
     process.stdin.write(messages.pack((config, checkpoint)))
     process.stdin.flush()
     return process
 
 
 def main() -> None:
-    source, sink = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what libraries print is no message
+    source, sink = messages.own_pipes()
     config, checkpoint = messages.read(source)
     configure_logging(config.log_format)
 
