@@ -3,6 +3,7 @@ import os
 os.environ.setdefault("MLX_ENABLE_TF32", "0")  # float32 means float32 where results are compared
 
 import contextlib
+import signal
 from pathlib import Path
 
 import hypothesis
@@ -13,6 +14,9 @@ from fake_engine import FakeEngine
 import gpt2_mlx  # noqa: F401  (before mlx: it brings the BLAS)
 from gpt2_mlx import device
 from gpt2_mlx.config import GPT2Config
+
+# A shell starts what runs in its background with Ctrl-C ignored, and the programs that tests stop would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 hypothesis.settings.register_profile(
     "no_clock", deadline=None, derandomize=True, suppress_health_check=[hypothesis.HealthCheck.too_slow]
