@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import tiktoken
 from tqdm import tqdm
 
 from .. import device, tokenizer
@@ -27,6 +28,7 @@ from . import documents
 INDEX, MERGES = "shards.json", "merges.txt"
 FORMAT = 1  # to be raised when the same text would be cut into other shards
 SHARD_TOKENS = 1 << 25  # 67 MB; a killed preparation loses at most the work on one shard
+_COUNTED_AT_ONCE = 1 << 22  # tokens that are held in memory to be counted
 DTYPE = np.dtype("<u2")
 
 
@@ -222,3 +224,17 @@ def _clear(folder: Path) -> None:
     for path in folder.iterdir():
         if path.name != ".lock":
             path.unlink()
+
+
+def count_bytes(encoding: tiktoken.Encoding, tokens: AnyTokens) -> int:
+    """The bytes of text that tokens spell; <|endoftext|> spells none."""
+    counts = count_tokens(tokens)
+    ids = (int(id) for id in np.flatnonzero(counts) if id != encoding.eot_token)
+    return sum(int(counts[id]) * len(tokenizer.token_bytes(encoding, id)) for id in ids)
+
+
+def count_tokens(tokens: AnyTokens) -> np.ndarray:
+    """How often each token occurs: (65536,)."""
+    n = _COUNTED_AT_ONCE
+    arrays = (np.asarray(tokens[start : start + n]) for start in range(0, len(tokens), n))
+    return sum(np.bincount(array, minlength=2**16) for array in arrays)

@@ -8,8 +8,6 @@ import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import numpy as np
-
 from .. import tokenizer
 from ..files import lock, new_file
 from ..tokenizer import Vocabulary
@@ -18,7 +16,6 @@ from .dataset import TokenDataset, default_cache, key_of
 from .source import Source
 
 MOST_BYTES = 1 << 30  # of text to train on; more would change few merges and take hours
-_COUNTED_AT_ONCE = 1 << 22  # tokens
 
 
 def find(vocab: str | None, source: Source, cache: Path | None = None) -> Vocabulary:
@@ -66,7 +63,7 @@ def _of_training_split(size: int, source: Source, cache: Path) -> Vocabulary:
     while True:
         vocabulary = trained(size, _first(n_bytes, source), source.name)
         split = TokenDataset.open(source, cache, vocabulary).split("train")
-        if (n := _bytes_of(split, vocabulary)) >= n_bytes:
+        if (n := shards.count_bytes(vocabulary.encoding, split)) >= n_bytes:
             return vocabulary
         n_bytes = n * 9 // 10
 
@@ -104,10 +101,3 @@ def _first(n_bytes: int, source: Source) -> Iterator[str]:
         yield content.decode(errors="ignore")  # the last character may be cut
         if not n_bytes:
             return
-
-
-def _bytes_of(tokens: shards.AnyTokens, vocabulary: Vocabulary) -> int:
-    """The bytes of text that tokens (n,) stand for."""
-    n = _COUNTED_AT_ONCE
-    arrays = (np.asarray(tokens[start : start + n]) for start in range(0, len(tokens), n))
-    return sum(int(vocabulary.n_bytes[array].sum()) for array in arrays)

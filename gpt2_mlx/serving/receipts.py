@@ -13,7 +13,7 @@ import tiktoken
 from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 
-from .. import __version__, device
+from .. import __version__, device, pretrained
 from ..files import sha256_of_each
 from ..pretrained import LoadConfig
 from .answers import Receipt, ReceiptText, Versions
@@ -26,8 +26,6 @@ ROUTES = {"/complete-sentence": SentenceRequest, "/v1/completions": CompletionRe
 # What has no say in the texts.
 WITHOUT = {"stream", "stream_options", "supersede", "timeout", "receipt", "checkpoint", "model", "user", "metadata"}
 WITHOUT |= {"store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"}
-FILES = ("*.safetensors", "*.safetensors.index.json", "config.json", "vocab.json", "merges.txt", "tokenizer.json")
-FILES += ("adapter_config.json",)  # which tells the base's SHA-256
 
 
 @dataclass(frozen=True)
@@ -80,7 +78,7 @@ class Receipts:
 
 def sha256(folder: Path) -> str:
     """The hash of what a checkpoint's texts follow from. Raises an OSError where its files are gone."""
-    names = sorted({file for pattern in FILES for file in folder.glob(pattern)} - {folder / "optimizer.safetensors"})
+    names = sorted({file for pattern in pretrained.FILES for file in folder.glob(pattern)})
     if not names:
         raise FileNotFoundError(2, "no checkpoint", str(folder))
     lines = [f"{digest}  {file.name}\n" for digest, file in zip(sha256_of_each(names), names)]

@@ -9,14 +9,12 @@ import numpy as np
 import tiktoken
 from tqdm import tqdm
 
-from .. import device, tokenizer
+from .. import device
 from ..corpus.loader import evaluation_batches
-from ..corpus.shards import AnyTokens
+from ..corpus.shards import AnyTokens, count_bytes, count_tokens
 from ..model import GPT2
 from . import ranks
 from .loss import cross_entropy_by_token
-
-_COUNTED_AT_ONCE = 1 << 22  # the tokens that are held in memory to be counted
 
 
 @dataclass(frozen=True)
@@ -107,21 +105,7 @@ def score_text(
         raise ValueError(f"--stride is {stride}; it must be at least 1 and at most the model's block_size, {T}")
     if len(tokens) < 2:
         raise ValueError(f"the text is too short: {len(tokens)} tokens; to be scored it must have at least 2")
-    largest = int(np.flatnonzero(_token_counts(tokens))[-1])
+    largest = int(np.flatnonzero(count_tokens(tokens))[-1])
     if largest >= model.config.vocab_size:
         raise ValueError(f"the text has the token {largest}; the model knows those below {model.config.vocab_size}")
     return Evaluator(model, device.streams(batch_size)).score(encoding, tokens, batch_size, stride)
-
-
-def count_bytes(encoding: tiktoken.Encoding, tokens: AnyTokens) -> int:
-    """The bytes of text that tokens spell; <|endoftext|> spells none."""
-    counts = _token_counts(tokens)
-    ids = (int(id) for id in np.flatnonzero(counts) if id != encoding.eot_token)
-    return sum(int(counts[id]) * len(tokenizer.token_bytes(encoding, id)) for id in ids)
-
-
-def _token_counts(tokens: AnyTokens) -> np.ndarray:
-    """How often each token occurs: (65536,)."""
-    n = _COUNTED_AT_ONCE
-    arrays = (np.asarray(tokens[start : start + n]) for start in range(0, len(tokens), n))
-    return sum(np.bincount(array, minlength=2**16) for array in arrays)

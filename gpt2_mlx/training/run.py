@@ -10,12 +10,12 @@ from mlx.utils import tree_map
 
 from .. import checkpoint, inventory, metrics, pretrained
 from ..corpus.dataset import SPLITS
+from ..corpus.shards import count_bytes
 from ..corpus.source import Source
 from ..files import lock, new_file, read_json, write_json
 from ..model import GPT2
 from . import adapting, fork, ranks, step
 from .config import TrainConfig
-from .evaluation import count_bytes
 from .settle import Settled, refuse_to_replace
 from .trainer import Trainer
 

@@ -76,7 +76,7 @@ class Trainer:
         return [tuple(map(mx.array, self._loader.micro_batch(number))) for number in numbers]
 
     def _take_step(self, batches: list[Batch]) -> list[Batch]:
-        """Take a step on these micro-batches and return the next ones, which are read while the device works."""
+        """Take a step on these micro-batches and return the next ones, which are read while the device updates."""
         progress, began = self.progress, time.perf_counter()
         rate = optim.learning_rate(progress.step, self.config)
         loss, norm, taken = self.step(batches, rate, progress.step, progress.loss_scale)
