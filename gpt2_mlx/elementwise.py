@@ -1,8 +1,12 @@
-"""Elementwise functions as polynomials, for devices where MLX computes one element at a time: `device.is_scalar`."""
+"""Elementwise functions: as polynomials for devices where MLX computes one element at a time, `device.is_scalar`."""
+
+import math
 
 import mlx.core as mx
 
 from . import device
+
+_GELU_SCALE = math.sqrt(2 / math.pi)
 
 
 def exp_of_negative(x: mx.array) -> mx.array:
@@ -37,3 +41,28 @@ def tanh(x: mx.array) -> mx.array:
     p = (0.999999979 + 0.133810251 * y2) + y4 * ((3.49558746e-3 + 2.06090715e-5 * y2) + y4 * 1.3354647e-8)
     q = (1 + 0.467143407 * y2) + y4 * ((2.58769797e-2 + 3.28563372e-4 * y2) + y4 * 7.77655227e-7)
     return mx.where(y > 9, 1, mx.where(y < -9, -1, y * p / q)).astype(x.dtype)
+
+
+@mx.custom_function
+def gelu(x: mx.array) -> mx.array:
+    """The tanh form of GELU (Hendrycks & Gimpel 2016, section 2); only `x` is kept to compute its gradient."""
+    return _gelu(x)
+
+
+@gelu.vjp
+def _gelu_vjp(x: mx.array, cotangent: mx.array, _) -> mx.array:
+    return _gelu_gradient(x, cotangent)
+
+
+@mx.compile
+def _gelu(x: mx.array) -> mx.array:
+    y = x.astype(mx.float32)  # in 16 bits each operation would round, and 1 + tanh cancel
+    return (0.5 * y * (1 + tanh(_GELU_SCALE * y * (1 + 0.044715 * y * y)))).astype(x.dtype)
+
+
+@mx.compile
+def _gelu_gradient(x: mx.array, cotangent: mx.array) -> mx.array:
+    y = x.astype(mx.float32)
+    t = tanh(_GELU_SCALE * y * (1 + 0.044715 * y * y))
+    slope = _GELU_SCALE * (1 + 3 * 0.044715 * y * y)  # the derivative of tanh's argument
+    return (0.5 * cotangent.astype(mx.float32) * (1 + t + y * (1 - t * t) * slope)).astype(x.dtype)

@@ -10,12 +10,11 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_map_with_path
 
-from . import elementwise
 from .config import GPT2Config
+from .elementwise import gelu
 
 LAYER_NORM_EPSILON = 1e-5
 _LINEAR = ("c_attn", "c_proj", "c_fc")
-_GELU_SCALE = math.sqrt(2 / math.pi)
 _NO_GRADIENT = 8  # up to this many queries Metal takes a fused kernel that has no gradient, and throws
 
 
@@ -39,7 +38,7 @@ class CausalSelfAttention(nn.Module):
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)
         self.c_proj = nn.Linear(config.n_embd, config.n_embd)
 
-    def __call__(self, x: mx.array, key: mx.array | None = None, cache=None) -> mx.array:
+    def __call__(self, x: mx.array, key: mx.array | None = None, cache=None, mask: mx.array | None = None) -> mx.array:
         B, T, C = x.shape
         qkv = self.c_attn(x).reshape(B, T, 3, self.n_head, C // self.n_head)
         q, k, v = qkv.transpose(2, 0, 3, 1, 4)  # each (B, H, T, D)
@@ -47,38 +46,14 @@ class CausalSelfAttention(nn.Module):
         if cache is not None:
             y = cache.attend(q, k, v, scale)
         elif T > _NO_GRADIENT and (key is None or self.dropout == 0):
-            y = mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask="causal")
+            mask = "causal" if mask is None else mask
+            y = mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
         else:  # nor can the fused kernels drop probabilities
             scores = (q * scale) @ k.swapaxes(-1, -2)  # (B, H, T, T)
-            scores = mx.where(mx.tri(T, dtype=mx.bool_), scores, -mx.inf)
+            scores = mx.where(mx.tri(T, dtype=mx.bool_) if mask is None else mask, scores, -mx.inf)
             y = dropout(mx.softmax(scores, axis=-1, precise=True), self.dropout, key) @ v
         y = y.swapaxes(1, 2).reshape(B, T, C)  # (B, H, T, D) -> (B, T, C)
         return self.c_proj(y)
-
-
-@mx.custom_function
-def gelu(x: mx.array) -> mx.array:
-    """The tanh form of GELU (Hendrycks & Gimpel 2016, section 2); only `x` is kept to compute its gradient."""
-    return _gelu(x)
-
-
-@gelu.vjp
-def _gelu_vjp(x: mx.array, cotangent: mx.array, _) -> mx.array:
-    return _gelu_gradient(x, cotangent)
-
-
-@mx.compile
-def _gelu(x: mx.array) -> mx.array:
-    y = x.astype(mx.float32)  # in 16 bits each operation would round, and 1 + tanh cancel
-    return (0.5 * y * (1 + elementwise.tanh(_GELU_SCALE * y * (1 + 0.044715 * y * y)))).astype(x.dtype)
-
-
-@mx.compile
-def _gelu_gradient(x: mx.array, cotangent: mx.array) -> mx.array:
-    y = x.astype(mx.float32)
-    tanh = elementwise.tanh(_GELU_SCALE * y * (1 + 0.044715 * y * y))
-    slope = _GELU_SCALE * (1 + 3 * 0.044715 * y * y)  # the derivative of tanh's argument
-    return (0.5 * cotangent.astype(mx.float32) * (1 + tanh + y * (1 - tanh * tanh) * slope)).astype(x.dtype)
 
 
 class MLP(nn.Module):
@@ -114,9 +89,9 @@ class Block(nn.Module):
         self.ln_2 = LayerNorm(config)
         self.mlp = MLP(config)
 
-    def __call__(self, x: mx.array, key: mx.array | None = None, cache=None) -> mx.array:
+    def __call__(self, x: mx.array, key: mx.array | None = None, cache=None, mask: mx.array | None = None) -> mx.array:
         keys = (None, None, None) if key is None else mx.random.split(key, 3)
-        x = x + dropout(self.attn(self.ln_1(x), keys[0], cache), self.dropout, keys[1])
+        x = x + dropout(self.attn(self.ln_1(x), keys[0], cache, mask), self.dropout, keys[1])
         return x + dropout(self.mlp(self.ln_2(x)), self.dropout, keys[2])
 
 
@@ -213,13 +188,21 @@ class GPT2(nn.Module):
         self._check_tokens(tokens)
         return self.wte.as_linear(self.hidden(tokens, key))
 
-    def hidden(self, tokens: mx.array, key: mx.array | None = None, cache=None, recompute: bool = False) -> mx.array:
+    def hidden(
+        self,
+        tokens: mx.array,
+        key: mx.array | None = None,
+        cache=None,
+        recompute: bool = False,
+        starts: mx.array | None = None,
+    ) -> mx.array:
         """What `__call__` applies the head to: (B, T) -> (B, T, C) after the last LayerNorm. Token ids are not checked.
 
         With a cache (a view that `KVCache.extend` returns) the tokens follow those that it holds and are added to them.
         With `recompute` the backward pass computes each block's activations again, with the same masks, instead of
-        keeping them (Chen et al. 2016). The sum that
-        runs through the blocks, and so the result, has the embeddings' dtype.
+        keeping them (Chen et al. 2016). With `starts`, (B, T) integers, a row holds several texts, each of which has
+        what it has alone: they tell where in its row the text of each position begins. The sum that runs through the
+        blocks, and so the result, has the embeddings' dtype.
         """
         T = tokens.shape[1]
         if cache is None and T > self.config.block_size:  # a cache checks its lengths itself: it knows what is padding
@@ -228,10 +211,15 @@ class GPT2(nn.Module):
         keys = [None] * (n_layer + 1) if key is None else mx.random.split(key, n_layer + 1)
         positions = mx.arange(T) if cache is None else cache.positions  # (T,) or (B, T)
         layers = [None] * n_layer if cache is None else cache.layers
+        mask = None
+        if starts is not None:
+            positions = positions - starts  # (B, T)
+            mask = (starts[:, :, None] == starts[:, None, :]) & mx.tri(T, dtype=mx.bool_)  # (B, T, T)
+            mask = mask[:, None]  # (B, 1, T, T), for all heads
         x = self.wte(tokens) + self.wpe(positions)  # (B, T, C)
         x = dropout(x, self.config.dropout, keys[-1])
         for block, block_key, layer in zip(self.h, keys, layers):
-            forward = partial(block, key=block_key, cache=layer)
+            forward = partial(block, key=block_key, cache=layer, mask=mask)
             x = nn.utils.checkpoint(block, forward)(x) if recompute else forward(x)
         return self.ln_f(x)
 

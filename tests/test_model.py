@@ -96,6 +96,35 @@ def test_a_changed_token_moves_no_earlier_output_and_every_later_one(small):
     assert (moved[at:] > 0).all()
 
 
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("recompute", [False, True])
+def test_a_packed_text_has_the_logits_and_the_gradients_that_it_has_alone(small, monkeypatch, fused, recompute):
+    if not fused:
+        monkeypatch.setattr(model_module, "_NO_GRADIENT", small.block_size)
+    model, tokens = jittered(small), mx.array(some_tokens(small))
+    lengths = [[3, 1, 6], [5, 5]]
+    starts = mx.array([np.repeat(np.cumsum([0, *row[:-1]]), row).tolist() for row in lengths])  # (2, 10)
+
+    def run(tokens, starts=None):
+        def loss(tokens):
+            hidden = model.hidden(tokens, recompute=recompute, starts=starts)
+            return mx.sum(model.wte.as_linear(hidden) ** 2), model.wte.as_linear(hidden)
+
+        (_, logits), gradients = nn.value_and_grad(model, loss)(tokens)
+        return logits, gradients
+
+    packed, gradients = run(tokens, starts)
+    alone = []
+    for row, sizes in enumerate(lengths):
+        for start, size in zip(np.cumsum([0, *sizes]).tolist(), sizes):
+            logits, own = run(tokens[row : row + 1, start : start + size])
+            assert mx.abs(packed[row, start : start + size] - logits[0]).max().item() < 1e-5
+            alone.append(own)
+    for (name, found), *others in zip(tree_flatten(gradients), *map(tree_flatten, alone)):
+        expected = sum(gradient for _, gradient in others)
+        assert mx.abs(found - expected).max().item() < 1e-4 * mx.abs(expected).max().item() + 1e-4, name
+
+
 def test_initial_loss_is_that_of_a_guess():
     config = GPT2Config(block_size=32, vocab_size=1000, n_layer=2, n_head=2, n_embd=32)
     model, tokens = GPT2(config), mx.array(some_tokens(config, 8))
