@@ -11,6 +11,7 @@ from gguf import GGMLQuantizationType as Kind
 from gguf import GGUFWriter, LlamaFileType, TokenType
 from mlx.utils import tree_flatten
 
+from . import quantized
 from .files import new_file
 from .model import GPT2, LAYER_NORM_EPSILON
 from .tokenizer import Vocabulary
@@ -81,11 +82,8 @@ def _tensors(model: GPT2) -> dict[str, mx.array]:
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.GPT2, model.config.n_layer)
     found = {}
     for path, layer in tree_flatten(model.leaf_modules(), is_leaf=nn.Module.is_module):
-        arrays = layer.parameters()
-        if "scales" in arrays:
-            parts = (arrays.pop(name) for name in ("weight", "scales", "biases"))
-            arrays["weight"] = mx.dequantize(*parts, layer.group_size, layer.bits)
-        found |= {f"{names.get_name(path)}.{kind}": array for kind, array in arrays.items()}
+        plain = {"weight": quantized.weight(layer)} | ({"bias": layer.bias} if "bias" in layer else {})
+        found |= {f"{names.get_name(path)}.{kind}": array for kind, array in plain.items()}
     return found
 
 

@@ -13,6 +13,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
+from . import quantized
 from .model import GPT2, dropout
 
 TARGETS = {  # the projections of a block, and their inputs' and outputs' widths in units of n_embd
@@ -121,21 +122,6 @@ def round_blocks(model: GPT2, bits: int, dtype: str) -> None:
     for block in model.h:
         block.apply(lambda p: p.astype(getattr(mx, dtype)) if p.ndim == 2 else p)
     model.quantize(bits, head=False)
-    dequantize(model)
+    quantized.multiply_out(model)
     for block in model.h:
         block.apply(lambda p: p.astype(own))
-
-
-def dequantize(model: GPT2) -> None:
-    """Multiply out what is quantised in a model; it then gives the same logits but for rounding."""
-    plain = []
-    for name, layer in tree_flatten(model.leaf_modules(), is_leaf=nn.Module.is_module):
-        if isinstance(layer, (nn.QuantizedLinear, nn.QuantizedEmbedding)):
-            parts = (layer.weight, layer.scales, layer.biases)
-            weight = mx.dequantize(*parts, layer.group_size, layer.bits)
-            new = nn.Linear(1, 1) if isinstance(layer, nn.QuantizedLinear) else nn.Embedding(1, 1)
-            new.weight = weight
-            if "bias" in layer:
-                new.bias = layer.bias
-            plain.append((name, new))
-    model.update_modules(tree_unflatten(plain))

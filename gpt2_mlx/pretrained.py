@@ -10,7 +10,7 @@ from typing import Literal
 
 import mlx.core as mx
 
-from . import adapter, checkpoint, device, lora, tokenizer
+from . import adapter, checkpoint, device, lora, quantized, tokenizer
 from .arrays import named
 from .config import GPT2Config
 from .files import read_json
@@ -73,7 +73,7 @@ def _fuse(folder: Path, model: GPT2) -> None:
         model.wpe.weight = model.wpe.weight[:block_size]
     arrays, scale = adapter.read(folder, model)
     bits, dtype = adapter.rounding(folder)
-    lora.dequantize(model)
+    quantized.multiply_out(model)
     if bits:
         lora.round_blocks(model, bits, dtype)
     lora.fuse(model, arrays, scale)

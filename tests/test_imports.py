@@ -10,7 +10,8 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "gpt2_mlx"
 # Each file may import the files before it.
 GROUND = ["blas", "config", "cli", "files", "folders", "tokenizer", "device", "inventory", "metrics", "elementwise"]
-TRUNK = ["arrays", "model", "kv_cache", "layout", "lora", "adapter", "checkpoint", "pretrained", "gguf", "plot", "card"]
+TRUNK = ["arrays", "model", "quantized", "kv_cache", "layout", "lora", "adapter", "checkpoint", "pretrained", "gguf"]
+TRUNK += ["plot", "card"]
 WINGS = {
     "corpus": "documents shards source passages dataset vocabularies loader",
     "generation": "params scheduler constraints capacity prefixes prefill decoder sampling engine text",

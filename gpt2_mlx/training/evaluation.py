@@ -4,12 +4,11 @@ import math
 from dataclasses import dataclass
 
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 import tiktoken
 from tqdm import tqdm
 
-from .. import device
+from .. import device, quantized
 from ..corpus.loader import evaluation_batches
 from ..corpus.shards import AnyTokens, count_bytes, count_tokens
 from ..model import GPT2
@@ -77,17 +76,10 @@ class Evaluator:
         sums = []
         for stream, rows in device.split(len(tokens), self._streams):
             with mx.stream(stream):
-                losses = cross_entropy_by_token(self.model.hidden(tokens[rows]), _head(self.model), targets[rows])
+                head = quantized.weight(self.model.wte)  # (V, C)
+                losses = cross_entropy_by_token(self.model.hidden(tokens[rows]), head, targets[rows])
                 sums.append(mx.sum(losses, axis=-1))
         return mx.concatenate(sums)  # (B,)
-
-
-def _head(model: GPT2) -> mx.array:
-    """The weight of the head (V, C), dequantised where the model is quantised."""
-    wte = model.wte
-    if not isinstance(wte, nn.QuantizedEmbedding):
-        return wte.weight
-    return mx.dequantize(wte.weight, wte.scales, wte.get("biases"), wte.group_size, wte.bits, wte.mode)
 
 
 def score_text(
