@@ -1,4 +1,4 @@
-"""A model as a GGUF file, which llama.cpp, Ollama and LM Studio open."""
+"""A model or an adapter as a GGUF file, which llama.cpp, Ollama and LM Studio open."""
 
 from contextlib import closing
 from pathlib import Path
@@ -64,6 +64,28 @@ def save(path: Path, model: GPT2, vocabulary: Vocabulary, quantize: int | None =
         for name in list(arrays):
             array = np.array(arrays.pop(name).astype(mx.float32))
             writer.write_tensor_data(gguf.quantize(array, kinds[name]))
+
+
+def save_adapter(path: Path, arrays: dict[str, mx.array], scale: float, n_layer: int) -> None:
+    """Write an adapter as a GGUF file for `llama-cli --lora`, in float32; it appears whole or not at all.
+
+    `arrays` and `scale` are those that `adapter.read` gives, `n_layer` is the number of the base's blocks.
+    """
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.GPT2, n_layer)
+    rank = next(array.shape[1] for name, array in arrays.items() if name.endswith("lora_a"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with new_file(path) as aside, closing(GGUFWriter(aside, "gpt2")) as writer:
+        writer.add_type(gguf.GGUFType.ADAPTER)
+        writer.add_name(path.stem)
+        writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
+        writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, scale * rank)  # llama.cpp divides by the rank
+        for name, array in arrays.items():
+            layer, _, which = name.rpartition(".")
+            array = mx.contiguous(array.astype(mx.float32).T)  # a (in, r) -> (r, in), b (r, out) -> (out, r)
+            writer.add_tensor(f"{names.get_name(layer)}.weight.{which}", np.array(array))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
 
 
 def _add_shape(writer: GGUFWriter, model: GPT2) -> None:

@@ -93,7 +93,7 @@ def test_the_readme_names_every_command_and_no_flag_that_there_is_not():
         assert is_ours or flag in FOREIGN_FLAGS, flag
 
 
-FOREIGN_FLAGS = {"help", "version"}  # of every program
+FOREIGN_FLAGS = {"help", "version", "lora"}  # of every program, and llama.cpp's
 
 
 @pytest.mark.parametrize("model", [schemas.SentenceRequest, schemas.CompletionRequest])

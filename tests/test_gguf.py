@@ -147,6 +147,27 @@ def test_a_width_that_has_no_whole_blocks(tmp_path):
         gguf.save(tmp_path / "m.gguf", GPT2(GPT2Config(block_size=4, n_layer=1, n_head=1, n_embd=12)), WORDS, 8)
 
 
+def test_an_adapter_has_the_keys_and_the_shapes_that_llama_cpp_asks_for(tmp_path):
+    arrays = {
+        "h.1.mlp.c_proj.lora_a": mx.random.normal((128, 4), key=mx.random.key(1)),
+        "h.1.mlp.c_proj.lora_b": mx.random.normal((4, 32), key=mx.random.key(2)).astype(mx.bfloat16),
+    }
+    gguf.save_adapter(tmp_path / "poet.gguf", arrays, 0.75, n_layer=2)
+    fields, tensors = read(tmp_path / "poet.gguf")
+    assert fields == {
+        "general.architecture": "gpt2",
+        "general.type": "adapter",
+        "general.name": "poet",
+        "adapter.type": "lora",
+        "adapter.lora.alpha": 3.0,  # of rank 4
+    }
+    assert sorted(tensors) == ["blk.1.ffn_down.weight.lora_a", "blk.1.ffn_down.weight.lora_b"]
+    for name, array in arrays.items():
+        tensor = tensors[f"blk.1.ffn_down.weight.{name[-6:]}"]
+        assert tensor.tensor_type == Kind.F32 and tuple(tensor.shape) == array.shape  # the fastest first
+        assert (tensor.data == np.array(array.T.astype(mx.float32))).all()
+
+
 def test_a_file_appears_whole_or_not_at_all(model, tmp_path, monkeypatch):
     (tmp_path / "m.gguf").write_bytes(b"the old one")
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
+from gguf import GGUFReader
 from mlx.utils import tree_flatten, tree_map
 from trained import train
 
@@ -97,7 +98,7 @@ def test_what_is_loaded_gives_the_logits_of_what_was_trained(base, fields, tmp_p
     assert mx.array_equal(checkpoint.whole(served)(TOKENS), loaded(TOKENS))
 
 
-def test_convert_fuses(base, tmp_path, monkeypatch):
+def test_convert_fuses_or_writes_the_adapter_alone(base, tmp_path, monkeypatch, capsys):
     checkpoint.save(tmp_path / "adapter", moved(adapted(base, quantize=8)[0]), vocabulary=BYTES)
 
     def run(*words: object) -> None:
@@ -108,6 +109,12 @@ def test_convert_fuses(base, tmp_path, monkeypatch):
         run(tmp_path / "adapter", tmp_path / "whole")
     with pytest.raises(ValueError, match="--fuse is given, but .*base is no adapter"):
         run(base, tmp_path / "whole", "--fuse")
+    for flag in ("--quantize=4", "--dtype=float16"):
+        with pytest.raises(ValueError, match=f"{flag.replace('=', ' is ')}, but an adapter is written in float32"):
+            run(tmp_path / "adapter", tmp_path / "own.gguf", flag)
+    run(tmp_path / "adapter", tmp_path / "own.gguf")
+    assert len(GGUFReader(tmp_path / "own.gguf").tensors) == 3 * 4 * 2
+    assert "it learned beside a base in 8 bits, which only --fuse gives exactly" in capsys.readouterr().out
     run(tmp_path / "adapter", tmp_path / "whole", "--fuse")
     want = dict(tree_flatten(pretrained.load(tmp_path / "adapter").parameters()))
     got = dict(tree_flatten(checkpoint.load(tmp_path / "whole").parameters()))

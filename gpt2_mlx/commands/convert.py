@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import tyro
 
 from .. import adapter, card, checkpoint, cli, device, pretrained
+from ..model import GPT2
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,8 @@ class Convert:
     """Round the matrices to 8 or 4 bits per weight. mlx_lm opens such a folder, transformers does not. In a GGUF file
     these are Q8_0 and Q4_0."""
     fuse: bool = False
-    """Write an adapter and its base as one whole model. An adapter's folder opens in peft and mlx_lm as it is."""
+    """Write an adapter and its base as one whole model. Without it an adapter becomes a GGUF file of its own, for
+    llama.cpp's --lora; its folder opens in peft and mlx_lm as it is."""
     card: bool = False
     """Add a model card to the folder, README.md: what the model is and learned from, its losses, how to load it."""
 
@@ -42,6 +44,8 @@ def main() -> None:
 def _write_folder(flags: Convert) -> str:
     """Write a checkpoint folder and return its type and size in words."""
     folder = _find(flags)
+    if adapter.is_in(folder) and not flags.fuse:
+        raise ValueError(f"{flags.source} is an adapter: give --fuse to write it and its base as one model")
     model = pretrained.load(folder, flags.dtype, flags.quantize)
     files = card.files(flags.source, folder, flags.out.name, model.quantization) if flags.card else {}
     checkpoint.save(flags.out, model, vocabulary=pretrained.vocabulary(folder))
@@ -60,16 +64,30 @@ def _write_gguf(flags: Convert) -> str:
     if flags.quantize and flags.dtype:
         raise ValueError(f"--dtype is {flags.dtype}, but --quantize {flags.quantize} is the type of a GGUF's matrices")
     folder = _find(flags)
+    if adapter.is_in(folder) and not flags.fuse:
+        return _write_gguf_adapter(flags, folder)
     model = pretrained.load(folder, flags.dtype)
     gguf.save(flags.out, model, pretrained.vocabulary(folder), flags.quantize)
     kind = {8: "Q8_0", 4: "Q4_0"}.get(flags.quantize) or _name(model.dtype)
     return f"GGUF, matrices in {kind}, {_megabytes(flags.out)}"
 
 
+def _write_gguf_adapter(flags: Convert, folder: Path) -> str:
+    """The same for an adapter without its base."""
+    from .. import gguf
+
+    for name in ("quantize", "dtype"):
+        if value := getattr(flags, name):
+            raise ValueError(f"--{name} is {value}, but an adapter is written in float32; --fuse makes it a model")
+    config = pretrained.read_config(folder)
+    gguf.save_adapter(flags.out, *adapter.read(folder, GPT2(config)), config.n_layer)
+    bits, _ = adapter.rounding(folder)
+    note = f"; it learned beside a base in {bits} bits, which only --fuse gives exactly" if bits else ""
+    return f"GGUF, an adapter of {adapter.base(folder)[0]}, {_megabytes(flags.out)}{note}"
+
+
 def _find(flags: Convert) -> Path:
     folder = pretrained.find(flags.source)
-    if adapter.is_in(folder) and not flags.fuse:
-        raise ValueError(f"{flags.source} is an adapter: give --fuse to write it and its base as one model")
     if flags.fuse and not adapter.is_in(folder):
         raise ValueError(f"--fuse is given, but {flags.source} is no adapter")
     return folder

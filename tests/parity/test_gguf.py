@@ -8,8 +8,10 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from gpt2_mlx import GPT2, GPT2Config, gguf, tokenizer
+from gpt2_mlx import GPT2, GPT2Config, checkpoint, gguf, pretrained, tokenizer
+from gpt2_mlx.commands import convert
 
+from . import test_lora
 from .conftest import greedy, logits
 from .test_checkpoint import jittered
 
@@ -22,9 +24,10 @@ WORDS = """The king's 1,234.56 déjà vu… naïve; Straße Ελλάδα При�
 
 
 @contextmanager
-def opened(path):
-    """llama.cpp's server for a file: `ask(route, **fields)` gives its answer."""
+def opened(path, lora=None):
+    """llama.cpp's server for a file, with an adapter's: `ask(route, **fields)` gives its answer."""
     params = xllamacpp.CommonParams()
+    params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(str(lora))] if lora else []
     params.model.path, params.warmup, params.verbosity, params.cpuparams.n_threads = str(path), False, 0, 2
     params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED  # it rounds to 16 bits
     params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
@@ -53,11 +56,29 @@ def test_llama_cpp_gives_the_same_log_probabilities_of_a_vocabulary_without_merg
         theirs = log_probabilities(ask, prompt)
         text = "Hé llo\n\n 日本 🙂 \t x  "
         ids = ask("/tokenize", content=text)["tokens"]
-    ours = logits(model, np.array([prompt]))[0, -1].astype(np.float64)
-    ours -= np.log(np.exp(ours).sum())
+    ours = log_softmax(logits(model, np.array([prompt]))[0, -1])
     assert np.abs(theirs - ours).max() < 5e-3
     assert ids == BYTES.encoding.encode_ordinary(text)
     assert len(ids) == len(text.encode())
+
+
+def test_llama_cpp_adds_an_adapter_to_its_base(tmp_path, monkeypatch):
+    checkpoint.save(tmp_path / "base", jittered(test_lora.SHAPE), vocabulary=BYTES)
+    model, _ = test_lora.adapted(tmp_path / "base", lora_layers=2, lora_alpha=3.0)
+    checkpoint.save(tmp_path / "adapter", model, vocabulary=BYTES)
+    for name in ("base", "adapter"):
+        monkeypatch.setattr("sys.argv", ["convert", str(tmp_path / name), str(tmp_path / f"{name}.gguf")])
+        convert.main()
+    prompt = list(b"to be or")
+    ours = log_softmax(logits(model, np.array([prompt]))[0, -1])
+    of_base = log_softmax(logits(checkpoint.load(tmp_path / "base"), np.array([prompt]))[0, -1])
+    assert np.abs(of_base - ours).max() > 0.1
+    with opened(tmp_path / "base.gguf", lora=tmp_path / "adapter.gguf") as ask:
+        theirs = log_probabilities(ask, prompt)
+        answer = ask("/completion", prompt=prompt, n_predict=15, temperature=0, return_tokens=True, ignore_eos=True)
+    assert np.abs(theirs - ours).max() < 5e-3
+    whole = pretrained.load(tmp_path / "adapter")
+    assert answer["tokens"] == greedy(whole, prompt, 15)
 
 
 @pytest.mark.parametrize("n_merges", [50000, 700])
@@ -93,13 +114,17 @@ def test_the_perplexity_of_a_rounded_model(tmp_path, bits, allowed):
     for i in range(100):
         row = mx.array(logits(model, np.array([tokens]))[0, -1])
         tokens.append(mx.random.categorical(row, key=mx.random.key(i)).item())
-    ours = logits(model, np.array([tokens[:-1]]))[0].astype(np.float64)
-    ours -= np.log(np.exp(ours).sum(axis=1, keepdims=True))
+    ours = log_softmax(logits(model, np.array([tokens[:-1]]))[0])
     ours = -np.mean([row[target] for row, target in zip(ours, tokens[1:])])
     with opened(tmp_path / "m.gguf") as ask:
         theirs = -np.mean([log_probabilities(ask, tokens[:n])[tokens[n]] for n in range(1, len(tokens))])
     assert ours < 0.9 * math.log(257)
     assert abs(math.exp(theirs - ours) - 1) < allowed
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    logits = logits.astype(np.float64)
+    return logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
 
 
 def log_probabilities(ask, prompt: list[int]) -> np.ndarray:
