@@ -3,8 +3,9 @@ import json
 import pytest
 
 from gpt2_mlx.generation.params import Constraint
-from gpt2_mlx.serving import limits, schemas
+from gpt2_mlx.serving import limits
 from gpt2_mlx.serving.errors import ApiError
+from gpt2_mlx.serving.parsing import parse
 from gpt2_mlx.serving.schemas import CompletionRequest, SentenceRequest
 
 SENTENCE = {"text": "To be"}
@@ -12,11 +13,11 @@ COMPLETION = {"prompt": "To be"}
 
 
 def sentence(**fields) -> SentenceRequest:
-    return schemas.parse(SentenceRequest, json.dumps(SENTENCE | fields).encode())
+    return parse(SentenceRequest, json.dumps(SENTENCE | fields).encode())
 
 
 def completion(**fields) -> CompletionRequest:
-    return schemas.parse(CompletionRequest, json.dumps(COMPLETION | fields).encode())
+    return parse(CompletionRequest, json.dumps(COMPLETION | fields).encode())
 
 
 def schema_of(**fields) -> dict:
@@ -150,7 +151,7 @@ def test_the_message_shows_the_value_and_what_is_allowed(fields, message):
 def test_what_is_no_json_object_is_refused(body):
     for model in (SentenceRequest, CompletionRequest):
         with pytest.raises(ApiError) as caught:
-            schemas.parse(model, body)
+            parse(model, body)
         assert caught.value.status == 400 and len(str(caught.value)) < 500
 
 
@@ -158,7 +159,7 @@ def test_a_deeply_nested_value_is_refused_like_any_other():
     nested = b"[" * 150 + b"]" * 150
     for name in ("stop", "prompt", "seed", "logit_bias"):
         with pytest.raises(ApiError) as caught:
-            schemas.parse(CompletionRequest, b'{"prompt": "a", "%s": %s}' % (name.encode(), nested))
+            parse(CompletionRequest, b'{"prompt": "a", "%s": %s}' % (name.encode(), nested))
         assert caught.value.param == name
 
 
@@ -284,6 +285,6 @@ def test_prompt_logprobs_follow_from_echo_and_logprobs():
 @pytest.mark.parametrize("n_vocab", [257, 1024, 50257])
 @pytest.mark.parametrize("field", [lambda id: {"prompt": [id]}, lambda id: {"prompt": "a", "logit_bias": {str(id): 1}}])
 def test_token_ids_end_with_the_served_vocabulary(n_vocab, field):
-    schemas.parse(CompletionRequest, json.dumps(field(n_vocab - 1)).encode(), n_vocab)
+    parse(CompletionRequest, json.dumps(field(n_vocab - 1)).encode(), n_vocab)
     with pytest.raises(ApiError, match=f"at most {n_vocab - 1}"):
-        schemas.parse(CompletionRequest, json.dumps(field(n_vocab)).encode(), n_vocab)
+        parse(CompletionRequest, json.dumps(field(n_vocab)).encode(), n_vocab)

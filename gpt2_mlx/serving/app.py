@@ -18,18 +18,13 @@ from starlette.types import Receive, Scope, Send
 from . import errors, schemas, tokens
 from .answers import Health, Model, Models, Ready, answer
 from .choice import EncodedPrompt
-from .completions import (
-    CompletionForm,
-    Form,
-    Generation,
-    SentenceForm,
-    events,
-    whole,
-)
+from .completions import Generation
 from .errors import ApiError
+from .forms import CompletionForm, Form, SentenceForm, events, whole
 from .guard import Guard
 from .intake import read_body, service_of
 from .limits import MAX_ECHO_CHARS, MAX_NUMBERS
+from .parsing import Parsed, parse
 from .service import Service
 from .submission import RETRY_AFTER, as_api_errors
 from .telemetry import Observed
@@ -109,7 +104,7 @@ async def metrics(request: Request) -> Response:
     return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-async def _complete(request: Request, schema: type[schemas.Parsed], form_of: type[Form]) -> Response:
+async def _complete(request: Request, schema: type[Parsed], form_of: type[Form]) -> Response:
     service = service_of(request, needs_key=True)
     number = service.engine.next_number()  # now: bodies and prompts take some longer than others
     body = await read_body(request)
@@ -126,10 +121,8 @@ async def _complete(request: Request, schema: type[schemas.Parsed], form_of: typ
         return await _unless_gone(request, whole(form))
 
 
-def _read(
-    service: Service, schema: type[schemas.Parsed], body: bytes
-) -> tuple[schemas.TextRequest, list[EncodedPrompt]]:
-    request = schemas.parse(schema, body, service.encoding.n_vocab)
+def _read(service: Service, schema: type[Parsed], body: bytes) -> tuple[schemas.TextRequest, list[EncodedPrompt]]:
+    request = parse(schema, body, service.encoding.n_vocab)
     block_size = service.run.block_size
     prompts = [EncodedPrompt.of(prompt, service.encoding, block_size, request.echo) for prompt in request.prompts]
     _check_answer(request, prompts)
@@ -144,7 +137,7 @@ def _check_answer(request: schemas.TextRequest, prompts: list[EncodedPrompt]) ->
         raise ApiError(400, message, "echo", code="invalid_value")
     if request.wants_logprobs:
         n_tokens = request.n * sum(request.max_tokens + request.echo * len(prompt.ids) for prompt in prompts)
-        if (n := n_tokens * (1 + request.logprobs)) > MAX_NUMBERS:
+        if (n := n_tokens * (1 + request.n_alternatives)) > MAX_NUMBERS:
             message = f"logprobs asks for up to {n} numbers in the answer; at most {MAX_NUMBERS} are allowed"
             raise ApiError(400, message, "logprobs", code="invalid_value")
 

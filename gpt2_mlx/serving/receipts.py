@@ -19,7 +19,8 @@ from ..pretrained import LoadConfig
 from .answers import Receipt, ReceiptText, Versions
 from .choice import Choice, EncodedPrompt, choices_of
 from .errors import ApiError
-from .schemas import CompletionRequest, SentenceRequest, TextRequest, parse
+from .parsing import parse
+from .schemas import CompletionRequest, SentenceRequest, TextRequest
 from .submission import Job
 
 ROUTES = {"/complete-sentence": SentenceRequest, "/v1/completions": CompletionRequest}

@@ -1,17 +1,14 @@
 """What a request for texts may say: a model for each route, strict."""
 
 import dataclasses
-import reprlib
 from functools import cached_property
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal
 
 from annotated_types import Le
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field
 
 from ..generation import params
 from ..generation.params import Constraint, Sampling, SamplingParams
-from ..tokenizer import VOCAB_SIZE
-from .errors import ApiError
 from .fields import Body, LogitBias, Prompt, Prompts, Stop
 from .formats import ResponseFormat, StructuredOutputs
 from .limits import (
@@ -21,7 +18,6 @@ from .limits import (
     MAX_LOGPROBS,
     MAX_N,
     MAX_PROMPT_CHARS,
-    MAX_SEQUENCES,
     MAX_TEMPERATURE,
     MAX_TIMEOUT,
     MAX_TOKENS,
@@ -36,8 +32,12 @@ Logprobs = Annotated[int, Field(ge=0, le=MAX_LOGPROBS)]
 Label = Annotated[str, Field(max_length=MAX_LABEL_CHARS)]
 
 
-class _Request(Body):
-    """What both requests for texts have in common."""
+class TextRequest(Body):
+    """What requests for texts have in common.
+
+    Each of them also has the `prompts`, `params` for a seed, and how to tell a text: `echo`, `whole_sentence`,
+    `wants_logprobs` and `n_alternatives`, of which each token has a log-probability.
+    """
 
     top_p: params.TopP = Sampling.top_p
     min_p: params.MinP = Sampling.min_p
@@ -78,7 +78,7 @@ class _Request(Body):
         return SamplingParams(**shared, seed=seed % N_SEEDS, constraint=constraint, **others)
 
 
-class SentenceRequest(_Request):
+class SentenceRequest(TextRequest):
     """The body of POST /complete-sentence."""
 
     model_config = ConfigDict(
@@ -106,6 +106,10 @@ class SentenceRequest(_Request):
     @property
     def wants_logprobs(self) -> bool:
         return self.logprobs > 0
+
+    @property
+    def n_alternatives(self) -> int:
+        return self.logprobs
 
     def params(self, seed: int) -> SamplingParams:
         """The parameters of the sample with this seed."""
@@ -138,7 +142,30 @@ class _Unused(Body):
     """Of no consequence here."""
 
 
-class CompletionRequest(_Unused, _Request):
+class OpenAIRequest(_Unused, TextRequest):
+    """What OpenAI's requests for texts have in common, with fields of this server's own."""
+
+    model: str | None = None
+    """There is one: any name will do."""
+    temperature: Temperature = 1.0
+    top_k: TopK = 0
+    stream_options: StreamOptions = StreamOptions()
+    """How to stream."""
+    presence_penalty: params.PresencePenalty = SamplingParams.presence_penalty
+    frequency_penalty: params.FrequencyPenalty = SamplingParams.frequency_penalty
+    logit_bias: LogitBias = Field(default_factory=dict)
+    """Added to the logits of tokens, by token id."""
+
+    @property
+    def whole_sentence(self) -> bool:
+        return False
+
+    def _params(self, seed: int, **others) -> SamplingParams:
+        penalties = {name: getattr(self, name) for name in ("presence_penalty", "frequency_penalty", "logit_bias")}
+        return super()._params(seed, **penalties, **others)
+
+
+class CompletionRequest(OpenAIRequest):
     """The body of POST /v1/completions: OpenAI's, and fields of this server's own."""
 
     model_config = ConfigDict(
@@ -147,21 +174,11 @@ class CompletionRequest(_Unused, _Request):
 
     prompt: Prompts
     """What to go on with: a text, texts, token ids, or lists of token ids."""
-    model: str | None = None
-    """There is one: any name will do."""
     max_tokens: MaxTokens = 16
-    temperature: Temperature = 1.0
-    top_k: TopK = 0
     logprobs: Logprobs | None = None
     """Tell each token's log-probability and those of this many alternatives."""
     echo: bool = False
     """Begin the text with the prompt; with logprobs, its tokens are told too."""
-    stream_options: StreamOptions = StreamOptions()
-    """How to stream."""
-    presence_penalty: params.PresencePenalty = SamplingParams.presence_penalty
-    frequency_penalty: params.FrequencyPenalty = SamplingParams.frequency_penalty
-    logit_bias: LogitBias = Field(default_factory=dict)
-    """Added to the logits of tokens, by token id."""
     best_of: Literal[1] = 1
     """Not offered."""
     suffix: None = None
@@ -172,79 +189,13 @@ class CompletionRequest(_Unused, _Request):
         return self.prompt
 
     @property
-    def whole_sentence(self) -> bool:
-        return False
-
-    @property
     def wants_logprobs(self) -> bool:
         return self.logprobs is not None
 
+    @property
+    def n_alternatives(self) -> int:
+        return self.logprobs or 0
+
     def params(self, seed: int) -> SamplingParams:
         """The parameters of the sample with this seed."""
-        return self._params(
-            seed,
-            presence_penalty=self.presence_penalty,
-            frequency_penalty=self.frequency_penalty,
-            logit_bias=self.logit_bias,
-            logprobs=self.logprobs,
-            prompt_logprobs=self.echo and self.wants_logprobs,
-        )
-
-
-TextRequest = SentenceRequest | CompletionRequest
-Parsed = TypeVar("Parsed", bound=Body)
-
-
-def parse(model: type[Parsed], body: bytes, n_vocab: int = VOCAB_SIZE) -> Parsed:
-    """The request behind a body.
-
-    Args:
-        model: what it must be.
-        body: JSON.
-        n_vocab: the number of tokens that the served model knows.
-
-    Raises:
-        ApiError: 400, the body is no JSON or a field is not allowed; it names the field.
-    """
-    try:
-        request = model.model_validate_json(body, context=n_vocab)
-    except ValidationError as error:
-        raise _complaint(model, error.errors(include_url=False)[0]) from None
-    if isinstance(request, _Request):
-        _check(request)
-    return request
-
-
-def _check(request: TextRequest) -> None:
-    """Refuse fields that do not go together."""
-    if len(request.prompts) * request.n > MAX_SEQUENCES:
-        raise _bad(
-            "n", f"n is {request.n} for {len(request.prompts)} prompts; at most {MAX_SEQUENCES} texts are allowed"
-        )
-    if request.structured_outputs and request.response_format and request.response_format.constraint:
-        raise _bad("structured_outputs", "structured_outputs and response_format both say what the text must be")
-
-
-def _complaint(model: type[BaseModel], error: dict) -> ApiError:
-    """pydantic's first complaint in one line: the field, its value, what is allowed."""
-    name = _shown(".".join(map(str, error["loc"])))[1:-1]
-    if error["type"] == "json_invalid":
-        return _bad(None, f"the body is not JSON: {error['ctx']['error']}")
-    if not error["loc"]:
-        return _bad(None, "the body must be a JSON object")
-    if error["type"] == "missing":
-        return _bad(name, f"{name} is missing")
-    if error["type"] == "extra_forbidden":
-        return _bad(name, f"{name} is not a field of this request; allowed: {', '.join(model.model_fields)}")
-    allowed = str(error["ctx"]["error"]) if error["type"] == "value_error" else error["msg"]
-    allowed = allowed.replace("Input should", "it must").replace("None", "null").replace("String should", "it must")
-    return _bad(name, f"{name} is {_shown(error['input'])}; {allowed}")
-
-
-def _bad(param: str | None, message: str) -> ApiError:
-    return ApiError(400, message, param, code="invalid_value")
-
-
-_short = reprlib.Repr()
-_short.maxstring = _short.maxother = _short.maxlong = 60
-_shown = _short.repr
+        return self._params(seed, logprobs=self.logprobs, prompt_logprobs=self.echo and self.wants_logprobs)

@@ -10,7 +10,7 @@ from .answers import DetokenizeAnswer, TokenizeAnswer, answer
 from .fields import Body, TokenIds
 from .intake import read_body, service_of
 from .limits import MAX_PROMPT_CHARS
-from .schemas import parse
+from .parsing import parse
 from .service import Service
 
 
