@@ -2,13 +2,15 @@
 
 from pathlib import Path
 
-from . import checkpoint, metrics, pretrained
+from . import adapter, checkpoint, metrics, pretrained
+from .cli import told
 from .config import GPT2Config
 from .files import read_json
 
 # Of a run's settings, those that say how it learned. None holds a path of its machine.
 RECIPE = ("optimizer", "learning_rate", "min_lr", "warmup_steps", "weight_decay", "beta2", "epsilon", "grad_clip")
 RECIPE += ("batch_size", "grad_accum_steps", "max_steps", "vocab", "dropout", "dtype", "seed")
+OF_ADAPTER = ("lora_rank", "lora_alpha", "lora_dropout", "lora_layers", "lora_targets", "quantize")
 ENGLISH = ("tinyshakespeare", "shakespeare")  # texts of a known language
 
 
@@ -29,7 +31,7 @@ def files(source: str, folder: Path, name: str, quantization: dict | None) -> di
     log, picture = run / "metrics.jsonl", run / "loss.png"
     events = metrics.read(log) if facts and log.is_file() else []
     curve = {picture.name: picture.read_bytes()} if facts and picture.is_file() else {}
-    begins = facts["config"]["init_from"] if facts else source
+    begins = _begins(source, folder, facts)
     parts = [
         f"---\n{_front_matter(facts, begins, quantization)}\n---",
         f"# {name.rpartition('/')[2]}",
@@ -41,6 +43,13 @@ def files(source: str, folder: Path, name: str, quantization: dict | None) -> di
         _loading(name, quantization),
     ]
     return {"README.md": ("\n\n".join(parts) + "\n").encode(), **curve}
+
+
+def _begins(source: str, folder: Path, facts: dict) -> str:
+    """What the weights began as: a name on the hub, the path of a folder, or "scratch"."""
+    if adapter.is_in(folder):
+        return adapter.base(folder)[0]
+    return facts.get("init") or facts["config"]["init_from"] if facts else source
 
 
 def _front_matter(facts: dict, begins: str, quantization: dict | None) -> str:
@@ -67,6 +76,11 @@ def _summary(config: GPT2Config, facts: dict, begins: str, quantization: dict | 
         text, tokens = facts["text"]["name"], facts["tokens"]
         counts = ", ".join(f"{count:,} {split}" for split, count in tokens.items())
         lines += [f"Trained {start} on the text `{text}` ({counts} tokens) with gpt2_mlx."]
+        if fork := facts.get("fork"):
+            lines += [f"Up to step {fork['step']} it is the run `{Path(fork['run']).name}`, from which it was forked."]
+        if without := facts["config"].get("without"):
+            passages = ", ".join(f"`{Path(passage).name}`" for passage in without)
+            lines += [f"It did not learn from {passages}: these tokens had no weight in the loss."]
     return "\n".join(lines)
 
 
@@ -83,8 +97,9 @@ def _losses(events: list[dict], step: int | None) -> list[str]:
 def _recipe(facts: dict) -> list[str]:
     if not facts:
         return []
-    settings = {name: facts["config"][name] for name in RECIPE if name in facts["config"]}
-    rows = [(name, f"{value:g}" if isinstance(value, float) else value) for name, value in settings.items()]
+    names = RECIPE + (OF_ADAPTER if facts["config"].get("lora_rank") else ())
+    settings = {name: facts["config"][name] for name in names if name in facts["config"]}
+    rows = [(name, f"{value:g}" if isinstance(value, float) else told(value)) for name, value in settings.items()]
     rows += [("device", facts["device"]), ("processes", facts["processes"])]
     rows += [(name, version) for name, version in facts["versions"].items()]
     return ["## Recipe", _table(rows)]

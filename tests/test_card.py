@@ -74,6 +74,37 @@ def test_no_path_of_the_machine_is_told(run):
     assert b"/home" not in files["README.md"] and str(run.parent).encode() not in files["README.md"]
 
 
+def test_what_a_run_began_from_is_told_wherever_the_card_is_written(run):
+    """A relative path looks like a name on the hub where no such folder is in reach."""
+    facts = FACTS | {"config": FACTS["config"] | {"init_from": "poems/base"}, "init": "/home/me/poems/base"}
+    (run / "train.json").write_text(json.dumps(facts))
+    files, found = made(run, run / "best")
+    assert "from the weights of base on" in found.text and "base_model" not in found.data.to_dict()
+    assert b"/home" not in files["README.md"]
+
+
+def test_the_card_of_an_adapter(run):
+    settings = {"init_from": "me/base", "lora_rank": 8, "lora_targets": ["attn.c_attn", "mlp.c_fc"], "quantize": None}
+    (run / "train.json").write_text(json.dumps(FACTS | {"config": FACTS["config"] | settings}))
+    for base, told in (("openai-community/gpt2", "openai-community/gpt2"), ("/home/me/base", None)):
+        facts = {"base_model_name_or_path": base}
+        (run / checkpoint.name_of(4) / "adapter_config.json").write_text(json.dumps(facts))
+        files, found = made(run, run / "best")
+        assert found.data.base_model == told and b"/home" not in files["README.md"]
+        assert f"Trained from the weights of {base.rpartition('/')[2]} on" in found.text
+        assert "| lora_rank | 8 |\n| lora_targets | attn.c_attn mlp.c_fc |\n| quantize | none |" in found.text
+
+
+def test_a_fork_tells_what_it_was_forked_from_and_what_it_did_not_learn(run):
+    facts = FACTS | {"fork": {"run": "/home/me/runs/diary", "step": 2, "sha256": {}}}
+    facts["config"] = FACTS["config"] | {"without": ["/home/me/letters.txt:3-9", "may.txt"]}
+    (run / "train.json").write_text(json.dumps(facts))
+    files, found = made(run, run / "best")
+    assert "Up to step 2 it is the run `diary`, from which it was forked." in found.text
+    assert "It did not learn from `letters.txt:3-9`, `may.txt`: these tokens had no weight in the loss." in found.text
+    assert b"/home" not in files["README.md"]
+
+
 def test_a_known_text_tells_its_language(run):
     (run / "train.json").write_text(json.dumps(FACTS | {"text": FACTS["text"] | {"name": "shakespeare"}}))
     assert made(run, run / "best")[1].data.language == "en"

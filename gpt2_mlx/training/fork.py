@@ -20,7 +20,6 @@ class Origin:
     run: str
     step: int
     folder: str  # the checkpoint
-    text_key: str  # of the text that the run learns from
 
     @property
     def name(self) -> str:
@@ -57,8 +56,7 @@ def _find(name: str) -> dict:
     if not folder or not checkpoint.is_whole(folder):
         steps = [str(checkpoint.step(path.name)) for path in checkpoint.all_of(run) if checkpoint.is_whole(path)]
         raise ValueError(f"--fork is {name}, but {run} has no such checkpoint to go on from; it has {_listed(steps)}")
-    step, key = read_json(folder / "state.json").get("step"), read_json(run / "train.json").get("text", {}).get("key")
-    return {"run": str(run), "step": step, "folder": str(folder.resolve()), "text_key": key}
+    return {"run": str(run), "step": read_json(folder / "state.json").get("step"), "folder": str(folder.resolve())}
 
 
 def _listed(steps: list[str]) -> str:

@@ -33,11 +33,10 @@ def opened(settled: Settled) -> Iterator[Trainer]:
     saved = checkpoint.to_resume(run) if ranks.is_first() else None
     resuming = ranks.ask_first(lambda: saved is not None)
     refuse_to_replace(run, config.resume)  # again, for another process may have trained while this one settled
-    facts = ranks.ask_first(lambda: read_json(run / "train.json") if resuming else {})
-    key = facts.get("text", {}).get("key") if resuming else settled.origin.text_key if settled.origin else dataset.key
-    if key != dataset.key:
-        learner = settled.origin.run if settled.origin else run
-        raise ValueError(f"{', '.join(map(str, source.files))} is not the text that {learner} began to learn from")
+    former = run if resuming else settled.origin and Path(settled.origin.run)
+    facts = ranks.ask_first(lambda: read_json(former / "train.json") if former else {})
+    if former and facts.get("text", {}).get("key") != dataset.key:
+        raise ValueError(f"{', '.join(map(str, source.files))} is not the text that {former} began to learn from")
     model = _model(config, settled.init, saved or (origin and Path(origin.folder)))
     with lock(run) if ranks.is_first() else nullcontext():
         trainer = Trainer(config, step.build(config, model), dataset, run)
@@ -58,8 +57,12 @@ def opened(settled: Settled) -> Iterator[Trainer]:
             raise ValueError(f"--max-steps is {config.max_steps}, but {run} is at step {done} already")
         if ranks.is_first():
             metrics.rewind(run / "metrics.jsonl", done if resuming else -1)
-            forked = origin.facts() if origin else facts.get("fork")
-            _write_facts(trainer, source, forked, "resume" if resuming else "start")
+            began = pretrained.lasting_name(config.init_from, settled.init) if settled.init else None
+            origins = {
+                "init": facts.get("init") if former else began,
+                "fork": origin.facts() if origin else facts.get("fork"),
+            }
+            _write_facts(trainer, source, origins, "resume" if resuming else "start")
             if origin:
                 trainer.save()
         yield trainer
@@ -82,13 +85,13 @@ def _model(config: TrainConfig, init: Path | None, begun: Path | None) -> GPT2:
     return model
 
 
-def _write_facts(trainer: Trainer, source: Source, forked: dict | None, event: str) -> None:
+def _write_facts(trainer: Trainer, source: Source, origins: dict, event: str) -> None:
     """Write what a reader of the run must know: its settings, text and origin, the device and the versions."""
     dataset, files = trainer.dataset, [str(file) for file in source.files]
     facts = {
         "config": dataclasses.asdict(trainer.config) | {"resume": False, "out": str(trainer.run)},
         "text": {"name": source.name, "files": files, "key": dataset.key, "note": source.note},
-        "fork": forked,
+        **origins,
         "tokens": {split: len(dataset.split(split)) for split in SPLITS},
         "bytes": {split: count_bytes(trainer.encoding, dataset.split(split)) for split in SPLITS},
         "n_params": trainer.model.config.n_params,
