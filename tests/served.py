@@ -38,7 +38,7 @@ def make_run(run: Path) -> Path:
     for step in range(1, 5):
         log("train", step, loss=11 - step / 4, elapsed_s=float(step))
         if step % 2 == 0:
-            log("eval", step, val_loss=11 - step / 8)
+            log("eval", step, val_loss=11 - step / 8, **({"bits_per_byte": 3.5} if step == 4 else {}))
     return run
 
 

@@ -263,7 +263,7 @@ def test_a_key_is_asked_for_and_kept_out_of_the_address(browser, folder):
 
 
 def test_card_and_curve_follow_the_run(tab, folder):
-    assert "step 4 of 8" in tab.inner_text("#facts") and "10.500" in tab.inner_text("#facts")
+    assert "step 4 of 8" in tab.inner_text("#facts") and "10.500, 3.500 bits per byte" in tab.inner_text("#facts")
     assert tab.evaluate("document.querySelector('#curve img').decode().then(() => true)")
     assert "step 4" in tab.get_attribute("#curve img", "alt")
     run_folder = folder / "checkpoints" / "verse"

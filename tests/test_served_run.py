@@ -22,10 +22,12 @@ def test_the_card_of_a_run_in_training(folder):
     card = ServedRun(folder, "mine").card((folder / "best").resolve(), watch=False, unready=None)
     assert card.model == "mine" and card.data == "verse"
     assert card.n_params == GPT2(CONFIG).n_params and card.block_size == 64 and card.preset is None
-    assert (card.step, card.max_steps, card.ended, card.test_loss) == (4, 8, None, None)
-    second = Checkpoint(name="step-00000004", step=4, val_loss=10.5)
+    assert (card.step, card.max_steps, card.ended) == (4, 8, None)
+    assert card.test_loss is card.test_bits_per_byte is None
+    second = Checkpoint(name="step-00000004", step=4, val_loss=10.5, bits_per_byte=3.5)
     assert card.checkpoint == second
-    assert card.checkpoints == [Checkpoint(name="step-00000002", step=2, val_loss=10.75), second]
+    first = Checkpoint(name="step-00000002", step=2, val_loss=10.75, bits_per_byte=None)  # of an earlier version
+    assert card.checkpoints == [first, second]
 
 
 def test_the_card_follows_the_training(folder):
@@ -33,11 +35,11 @@ def test_the_card_follows_the_training(folder):
     run.card(folder / "step-00000004", watch=False, unready=None)
     log = functools.partial(metrics.write, folder / "metrics.jsonl")
     log("eval", 8, val_loss=9.0)
-    log("test", 8, loss=9.5)
+    log("test", 8, loss=9.5, bits_per_byte=3.25)
     log("end", 8, reason="max_steps")
     last = add_checkpoint(folder, 8, "latest", "best")
     card = run.card(last, watch=False, unready=None)
-    assert (card.step, card.ended, card.test_loss) == (8, "max_steps", 9.5)
+    assert (card.step, card.ended, card.test_loss, card.test_bits_per_byte) == (8, "max_steps", 9.5, 3.25)
     assert card.checkpoint.val_loss == 9.0 and len(card.checkpoints) == 3
 
 
@@ -49,7 +51,7 @@ def test_a_checkpoint_in_a_run_tells_of_the_run_and_one_by_itself_of_itself(fold
     by_itself = ServedRun(tmp_path / "elsewhere" / "mine", "mine")
     card = by_itself.card(by_itself.checkpoints()["mine"], watch=False, unready=None)
     assert (card.model, card.data, card.step) == ("mine", None, None)
-    assert card.checkpoints == [Checkpoint(name="mine", step=None, val_loss=None)]
+    assert card.checkpoints == [Checkpoint(name="mine", step=None, val_loss=None, bits_per_byte=None)]
     with pytest.raises(ValueError, match="no metrics.jsonl"):
         by_itself.curve("light")
 

@@ -171,6 +171,8 @@ class Checkpoint(_Answer):
     step: int | None
     val_loss: float | None
     """Nats per token."""
+    bits_per_byte: float | None
+    """The same loss per byte of text, by which models with different vocabularies are compared."""
 
 
 class Card(_Answer):
@@ -194,6 +196,7 @@ class Card(_Answer):
     """Why the training ended; None if it has not."""
     test_loss: float | None
     """Nats per token, of the best checkpoint."""
+    test_bits_per_byte: float | None
     checkpoint: Checkpoint
     """The one that answers where a request names none."""
     checkpoints: list[Checkpoint]

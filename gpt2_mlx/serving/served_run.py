@@ -57,7 +57,8 @@ class ServedRun:
             unready: why a request would not be served, if it would not.
         """
         events, shape = self._events(), dataclasses.replace(self._config, vocab_size=GPT2Config.vocab_size)
-        val_losses = {event["step"]: event["val_loss"] for event in events if event["event"] == "eval"}
+        evals = {event["step"]: event for event in events if event["event"] == "eval"}
+        test = next((event for event in reversed(events) if event["event"] == "test"), {})
         begun = next((event for event in events if event["event"] in ("start", "resume")), {})
         return Card(
             model=self.name,
@@ -71,9 +72,10 @@ class ServedRun:
             step=max((event["step"] for event in events), default=None),
             max_steps=begun.get("config", {}).get("max_steps"),
             ended=next((event["reason"] for event in events[-1:] if event["event"] == "end"), None),
-            test_loss=next((event["loss"] for event in reversed(events) if event["event"] == "test"), None),
-            checkpoint=_checkpoint(served.name, val_losses),
-            checkpoints=[_checkpoint(name, val_losses) for name in self.checkpoints()],
+            test_loss=test.get("loss"),
+            test_bits_per_byte=test.get("bits_per_byte"),
+            checkpoint=_checkpoint(served.name, evals),
+            checkpoints=[_checkpoint(name, evals) for name in self.checkpoints()],
             watch=watch,
             unready=unready,
         )
@@ -115,6 +117,7 @@ class ServedRun:
         return status.st_mtime_ns, status.st_size
 
 
-def _checkpoint(name: str, val_losses: dict[int, float]) -> Checkpoint:
+def _checkpoint(name: str, evals: dict[int, dict]) -> Checkpoint:
     step = checkpoint.step(name)
-    return Checkpoint(name=name, step=step, val_loss=val_losses.get(step))
+    found = {field: evals.get(step, {}).get(field) for field in ("val_loss", "bits_per_byte")}
+    return Checkpoint(name=name, step=step, **found)

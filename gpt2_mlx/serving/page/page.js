@@ -316,7 +316,7 @@ function node(name, properties = {}, ...children) {
 // ---- The model's card and its curve
 
 const stepOf = name => (name.startsWith("step-") ? `step ${Number(name.slice(5)).toLocaleString("en")}` : name);
-const nats = loss => loss.toFixed(3);
+const lossOf = (nats, bits) => nats.toFixed(3) + (bits ? `, ${bits.toFixed(3)} bits per byte` : "");
 const count = n => (n < 1e9 ? `${(n / 1e6).toFixed(1)}M` : `${(n / 1e9).toFixed(2)}B`);
 
 async function refresh() {
@@ -351,8 +351,8 @@ function show(told) {
     "Learned from": told.data,
     Training: told.step && `step ${told.step} of ${told.max_steps}`,
     "Answers with": served && stepOf(served.name),
-    "Validation loss": served?.val_loss && nats(served.val_loss),
-    "Test loss": told.test_loss && nats(told.test_loss),
+    "Validation loss": served?.val_loss && lossOf(served.val_loss, served.bits_per_byte),
+    "Test loss": told.test_loss && lossOf(told.test_loss, told.test_bits_per_byte),
   };
   const rows = Object.entries(facts).filter(([, value]) => value);
   $("facts").replaceChildren(...rows.map(([name, value]) => node("div", {}, node("dt", {}, name), node("dd", {}, value))));
@@ -368,10 +368,10 @@ function showCheckpoints(all) {
   const checked = [...chosen(), ...wanted];
   wanted = [];
   $("checkpoints").hidden = all.length < 2;
-  const boxes = all.map(({ name, step, val_loss }) => {
+  const boxes = all.map(({ name, step, val_loss, bits_per_byte }) => {
     const box = node("input", { type: "checkbox", name: "checkpoint", value: name, checked: checked.includes(name) });
     const label = node("span", {}, step === null ? name : step.toLocaleString("en"));
-    label.title = val_loss === null ? name : `${stepOf(name)}, validation loss ${nats(val_loss)}`;
+    label.title = val_loss === null ? name : `${stepOf(name)}, validation loss ${lossOf(val_loss, bits_per_byte)}`;
     return node("label", {}, box, label);
   });
   $("checkpoints").replaceChildren($("checkpoints").firstElementChild, ...boxes);
