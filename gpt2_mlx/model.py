@@ -10,8 +10,9 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_map_with_path
 
+from . import device
 from .config import GPT2Config
-from .elementwise import gelu
+from .elementwise import gelu, softmax
 
 LAYER_NORM_EPSILON = 1e-5
 _LINEAR = ("c_attn", "c_proj", "c_fc")
@@ -25,7 +26,9 @@ def dropout(x: mx.array, p: float, key: mx.array | None) -> mx.array:
     """
     if key is None or p == 0:
         return x
-    return mx.where(mx.random.bernoulli(1 - p, x.shape, key=key), x * (1 / (1 - p)), 0)
+    words = mx.random.split(key, -(-x.size // 4))  # (n, 2) uint32; 16 bits an element take half of bernoulli's time
+    kept = words.view(mx.uint16).reshape(-1)[: x.size].reshape(x.shape) >= mx.array(round(p * 2**16), mx.uint16)
+    return mx.where(kept, x * (1 / (1 - p)), 0)
 
 
 class CausalSelfAttention(nn.Module):
@@ -45,13 +48,13 @@ class CausalSelfAttention(nn.Module):
         scale = 1 / math.sqrt(C // self.n_head)
         if cache is not None:
             y = cache.attend(q, k, v, scale)
-        elif T > _NO_GRADIENT and (key is None or self.dropout == 0):
+        elif T > _NO_GRADIENT and (key is None or self.dropout == 0) and not device.is_scalar():
             mask = "causal" if mask is None else mask
             y = mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
-        else:  # nor can the fused kernels drop probabilities
+        else:  # the fused kernels cannot drop probabilities, and Linux's CPU has none
             scores = (q * scale) @ k.swapaxes(-1, -2)  # (B, H, T, T)
             scores = mx.where(mx.tri(T, dtype=mx.bool_) if mask is None else mask, scores, -mx.inf)
-            y = dropout(mx.softmax(scores, axis=-1, precise=True), self.dropout, key) @ v
+            y = dropout(softmax(scores), self.dropout, key) @ v
         y = y.swapaxes(1, 2).reshape(B, T, C)  # (B, H, T, D) -> (B, T, C)
         return self.c_proj(y)
 

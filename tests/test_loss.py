@@ -84,3 +84,19 @@ def test_exp_is_as_exact_as_it_says(xs):
     assert (np.abs(got - want)[x >= -20] <= 1e-5 * want[x >= -20]).all()
     assert (np.abs(got - want) <= 1e-5 * want + 2e-14).all()
     assert (got >= 0).all()
+
+
+@given(st.lists(st.floats(-50, 50, width=32), min_size=1, max_size=50), st.integers(0, 2**32 - 1))
+def test_softmax_and_its_gradient_are_those_of_its_formula(xs, seed):
+    random = np.random.RandomState(seed)
+    cotangent, ruled_out = random.randn(len(xs)), random.rand(len(xs)) < 0.3
+    ruled_out[random.randint(len(xs))] = False
+    x = np.where(ruled_out, -np.inf, np.array(xs))
+    e = np.exp(x - x.max())
+    want = e / e.sum()
+    got, (slope,) = mx.vjp(elementwise.softmax, [mx.array(x, mx.float32)], [mx.array(cotangent, mx.float32)])
+    np.testing.assert_allclose(np.array(got[0]), want, rtol=3e-5, atol=1e-13)
+    assert (np.array(got[0])[ruled_out] == 0).all()
+    np.testing.assert_allclose(
+        np.array(slope), want * (cotangent - want @ cotangent), atol=1e-5 * np.abs(cotangent).max()
+    )
