@@ -2,6 +2,7 @@
 the number of new tokens, the length and the size of the heads."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import mlx.core as mx
@@ -9,7 +10,6 @@ import numpy as np
 
 from ..config import GPT2Config
 from ..kv_cache import KVCache
-from ..model import CausalSelfAttention
 from . import reference
 from .finding import Finding, difference, worst
 from .specimens import SHAPE, model
@@ -29,7 +29,7 @@ ROWS = {
 
 
 def fused(_: Path) -> Finding:
-    """The fused kernel against softmax(q k^T) v, which the model uses with dropout: value and gradient."""
+    """Attention as a training without dropout computes it, by a fused kernel on a GPU, against softmax(q k^T) v."""
     errors = {}
     for T, head_dim, dtype in FUSED:
         error = _error_of_fused(head_dim, T, getattr(mx, dtype))
@@ -39,15 +39,19 @@ def fused(_: Path) -> Finding:
 
 def _error_of_fused(head_dim: int, T: int, dtype: mx.Dtype) -> float:
     config = dataclasses.replace(SHAPE, n_head=1, n_embd=head_dim)
-    fast, plain = (model(dataclasses.replace(config, dropout=p)).h[0].attn for p in (0.0, 1e-9))  # of equal weights
+    fast, plain = (model(config).h[0].attn for _ in range(2))  # of equal weights
     fast.set_dtype(dtype)  # the plain one stays float32
     x, weights = mx.random.normal((2, 1, T, head_dim), key=mx.random.key(0))
 
-    def both(layer: CausalSelfAttention, x: mx.array) -> tuple[mx.array, mx.array]:
-        key = mx.random.key(1)
-        return layer(x, key), mx.grad(lambda x: mx.sum(layer(x, key) * weights))(x)
+    def formula(x: mx.array) -> mx.array:
+        q, k, v = plain.c_attn(x).split(3, axis=-1)  # each (1, T, C)
+        scores = mx.where(mx.tri(T, dtype=mx.bool_), q @ k.swapaxes(-1, -2) / head_dim**0.5, -mx.inf)
+        return plain.c_proj(mx.softmax(scores, axis=-1) @ v)
 
-    results = zip(both(fast, x.astype(dtype)), both(plain, x))
+    def both(layer: Callable[[mx.array], mx.array], x: mx.array) -> tuple[mx.array, mx.array]:
+        return layer(x), mx.grad(lambda x: mx.sum(layer(x) * weights))(x)
+
+    results = zip(both(fast, x.astype(dtype)), both(formula, x))
     return max(difference(a.astype(mx.float32), b) for a, b in results)
 
 
