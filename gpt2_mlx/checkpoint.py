@@ -72,11 +72,13 @@ def whole(parts: Generator[None, None, GPT2]) -> GPT2:
 
 
 def loading(
-    folder: Path, dtype: str | None, quantize: int | None, change: Callable[[GPT2], None] = lambda model: None
+    folder: Path, dtype: str | None, quantize: int | None, change: Callable[[GPT2], GPT2] = lambda model: model
 ) -> Generator[None, None, GPT2]:
-    """As `load`, in parts: each `next` evaluates one of the tensors, the last one returns the model.
+    """As `load`, in parts: each `next` reads one of the tensors, the last one returns the model.
 
-    `change` may change the stored weights before they are brought into another type.
+    A tensor is let go as what becomes of it is evaluated, so memory holds the result and one tensor as it is stored.
+    `change` gets the model with the stored weights, none of which is read yet, and returns the one to go on with: the
+    same, its weights changed, or another one with parameters of the same names. It evaluates nothing.
     """
     if dtype not in (*DTYPES, None):
         raise ValueError(f"dtype is {dtype!r}; allowed: {', '.join(DTYPES)}")
@@ -91,22 +93,17 @@ def loading(
             if "h.0.attn.c_attn.scales" not in scales:
                 raise ValueError(f"quantization is {quantization}, but h.0.attn.c_attn has no scales")
             nn.quantize(model, **quantization, class_predicate=lambda name, _: f"{name}.scales" in scales)
-    yield from _filling(model, folder, stored)
-    del stored  # what it holds in another type or order shall go as it is replaced
-    change(model)
+    finite = _fill(model, folder, stored)
+    del stored
+    model = change(model)
     if dtype:
         model.set_dtype(getattr(mx, dtype))
     if quantize:
         with named(folder):
             model.quantize(quantize)
-    arrays = dict(tree_flatten(model.parameters()))
-    for name in list(arrays):
-        array = arrays.pop(name)
-        if device.on_gpu():  # with a hub's weights, (in, out) views, a GPU decodes by a slower kernel
-            array = mx.contiguous(array)
-            model.update(tree_unflatten([(name, array)]))
-        mx.eval(array)
-        yield
+    if device.on_gpu():  # with a hub's weights, (in, out) views, a GPU decodes by a slower kernel
+        model.update(tree_map(mx.contiguous, model.parameters()))
+    yield from _evaluating(model, folder, finite)
     return model
 
 
@@ -118,9 +115,10 @@ def load_weights(folder: Path, model: GPT2) -> None:
     """
     if model.lora:
         return adapter.restore(folder, model)
-    for _ in _filling(model, folder, _read_tensors(folder)):
-        pass
+    finite = _fill(model, folder, _read_tensors(folder))
     model.update(tree_map(mx.contiguous, model.parameters()))
+    for _ in _evaluating(model, folder, finite):
+        pass
 
 
 def load_training(folder: Path, optimizer_state: dict) -> tuple[dict, dict]:
@@ -204,17 +202,25 @@ def read_config(folder: Path) -> GPT2Config:
         return layout.read_config(fields)
 
 
-def _filling(model: GPT2, folder: Path, stored: dict[str, mx.array]) -> Iterator[None]:
-    """Put stored tensors into a model; each step evaluates one."""
+def _fill(model: GPT2, folder: Path, stored: dict[str, mx.array]) -> dict[str, mx.array]:
+    """Put stored tensors into a model, unread. Returns by name whether their values are finite, not yet evaluated."""
     with named(folder):
-        parameters, bad = layout.parameters(stored, model), []
-        for name, array in parameters.items():
-            is_finite = mx.sum(array * 0) == 0  # faster than mx.isfinite
+        parameters = layout.parameters(stored, model)
+    model.update(tree_unflatten(list(parameters.items())))
+    return {name: mx.sum(array * 0) == 0 for name, array in parameters.items()}  # faster than mx.isfinite
+
+
+def _evaluating(model: GPT2, folder: Path, finite: dict[str, mx.array]) -> Iterator[None]:
+    """Evaluate a model's parameters one by one, each with what `_fill` returned for it, which reads the same tensor."""
+    bad = []
+    with named(folder):
+        for name, array in tree_flatten(model.parameters()):
+            is_finite = finite.pop(name, mx.array(True))
             mx.eval(array, is_finite)
             bad += [] if is_finite else [f"{name} holds values that are not finite"]
             yield
+        bad += [f"{name} holds values that are not finite" for name, is_finite in finite.items() if not is_finite]
         layout.refuse(bad)
-    model.update(tree_unflatten(list(parameters.items())))
 
 
 def _read_tensors(folder: Path) -> dict[str, mx.array]:

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import re
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -52,17 +52,17 @@ def load(folder: Path, dtype: str | None = "float32", quantize: int | None = Non
     return checkpoint.whole(loading(folder, dtype, quantize))
 
 
-def loading(folder: Path, dtype: str | None, quantize: int | None) -> Generator[None, None, GPT2]:
-    """As `load`, in parts, as `checkpoint.loading`."""
-    if not adapter.is_in(folder):
-        return (yield from checkpoint.loading(folder, dtype, quantize))
+def loading(
+    folder: Path, dtype: str | None, quantize: int | None, change: Callable[[GPT2], GPT2] = lambda model: model
+) -> Generator[None, None, GPT2]:
+    """As `load`, in parts and with a `change`, as `checkpoint.loading`."""
 
-    def fuse(model: GPT2) -> None:
+    def fused(model: GPT2) -> GPT2:
         with named(folder):
             _fuse(folder, model)
+        return change(model)
 
-    model = yield from checkpoint.loading(base(folder), dtype, quantize, fuse)
-    return model
+    return checkpoint.loading(base(folder), dtype, quantize, fused if adapter.is_in(folder) else change)
 
 
 def _fuse(folder: Path, model: GPT2) -> None:

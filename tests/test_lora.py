@@ -34,6 +34,7 @@ def adapted(base: Path, **fields) -> tuple[GPT2, TrainConfig]:
     config = TrainConfig(**{"init_from": str(base), "lora_rank": 4, "vocab": "bytes", "batch_size": 2} | fields)
     config = config.resolved(on_gpu=False, init=checkpoint.read_config(base))
     model = checkpoint.load(base)
+    adapting.lower_base(model, config)
     adapting.adapt(model, config, adapting.base_of(config, base, None))
     return model, config
 

@@ -8,17 +8,26 @@ from . import precision
 from .config import TrainConfig
 
 
-def adapt(model: GPT2, config: TrainConfig, base: tuple[str, str] = ("", "")) -> None:
-    """Freeze a model and add an adapter, where resolved settings ask for one.
+def lower_base(model: GPT2, config: TrainConfig) -> None:
+    """Bring a model into the types of an adapter's base, where resolved settings ask for one. Nothing is evaluated.
 
     The blocks get the type that they compute in, and their matrices the bits of --quantize. Embeddings stay float32, as
-    in `precision.lowered`. `base` is the name of the model and the SHA-256 of its weights.
+    in `precision.lowered`.
     """
     if not config.lora_rank:
         return
     model.update(precision.lowered(model.parameters(), config.dtype))
     if config.quantize:
         model.quantize(config.quantize, head=False)
+
+
+def adapt(model: GPT2, config: TrainConfig, base: tuple[str, str] = ("", "")) -> None:
+    """Freeze such a base and add an adapter, where resolved settings ask for one.
+
+    `base` is the name of the model and the SHA-256 of its weights.
+    """
+    if not config.lora_rank:
+        return
     shape = {"rank": config.lora_rank, "alpha": config.lora_alpha, "dropout": config.lora_dropout}
     shape |= {"layers": config.lora_layers, "targets": config.lora_targets}
     frozen = {"quantize": config.quantize, "dtype": config.dtype}

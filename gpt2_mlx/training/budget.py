@@ -92,6 +92,7 @@ def _parts(config: TrainConfig, dataset: TokenDataset) -> tuple[float, tuple[flo
     tokens = _ROUNDS * ranks.size() * config.batch_size * config.block_size
     with tempfile.TemporaryDirectory() as folder:
         model = GPT2(config.model_config(), config.seed)
+        adapting.lower_base(model, config)
         adapting.adapt(model, config)
         take_step = step.build(config, model)
         trainer = Trainer(dataclasses.replace(config, eval_tokens=tokens), take_step, dataset, Path(folder))

@@ -68,7 +68,7 @@ def predict(config: TrainConfig, processes: int = 1) -> Usage:
 def _predict_adapter(config: TrainConfig, processes: int) -> Usage:
     """The same where an adapter learns: its base has no gradients and no moments, and the update is small.
 
-    Where the base is large the peak is at the start, when it exists both as it is stored and as it is frozen.
+    Nor does the start take more: the base is read, lowered and rounded tensor by tensor.
     """
     model, tokens = config.model_config(), config.batch_size * config.block_size
     L, C, T, V = model.n_layer, model.n_embd, model.block_size, model.vocab_size
@@ -89,8 +89,7 @@ def _predict_adapter(config: TrainConfig, processes: int) -> Usage:
         "logits": streams * (_BUFFERS_PER_PART_ON_GPU if device.on_gpu() else _BUFFERS_PER_PART) * 4 * rows * V,
     }
     backward = {**states, "activations": _BLOCKS_AT_WORK * kept, "attention scores": _SCORES_AT_WORK * scores}
-    loading = {"weights": base + adapter, "base as stored": 4 * model.n_params}
-    return max((loss, backward, loading), key=lambda usage: sum(usage.values()))
+    return max((loss, backward), key=lambda usage: sum(usage.values()))
 
 
 def _activations(config: TrainConfig) -> tuple[float, float]:

@@ -51,6 +51,7 @@ def _budget() -> int:
 def measure(config: TrainConfig) -> tuple[float, float]:
     """The seconds and the peak memory in bytes of a step of one micro-batch, after a step that compiles it."""
     model = GPT2(config.model_config(), config.seed)
+    adapting.lower_base(model, config)
     adapting.adapt(model, config)
     take_step = step.build(config, model)
     tokens = mx.arange(config.batch_size * config.block_size).reshape(config.batch_size, -1) % model.config.vocab_size

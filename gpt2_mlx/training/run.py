@@ -73,15 +73,22 @@ def _model(config: TrainConfig, init: Path | None, begun: Path | None) -> GPT2:
     like, shape = begun or init, config.model_config()
     vocab_size = ranks.ask_first(lambda: pretrained.read_config(like).vocab_size if like else shape.vocab_size)
     model = GPT2(dataclasses.replace(shape, vocab_size=vocab_size), config.seed)
-    if init:
-        weights = pretrained.load(init)
+    base = adapting.base_of(config, init, begun)
+
+    def begin(weights: GPT2) -> GPT2:
         if weights.quantization:
             raise ValueError(f"--init-from is {config.init_from}, which is quantised; training needs float weights")
         weights.wpe.weight = weights.wpe.weight[: config.block_size]
+        weights.set_dtype(mx.float32)
         model.update(tree_map(mx.contiguous, weights.parameters()))
-        del weights
-    adapting.adapt(model, config, adapting.base_of(config, init, begun))
-    mx.eval(model.parameters())
+        adapting.lower_base(model, config)
+        return model
+
+    if init:
+        checkpoint.whole(pretrained.loading(init, dtype=None, quantize=None, change=begin))
+    else:
+        adapting.lower_base(model, config)
+    adapting.adapt(model, config, base)
     return model
 
 

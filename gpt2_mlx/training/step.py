@@ -17,8 +17,10 @@ Batch = tuple[mx.array, mx.array]  # tokens, targets: (B, T) int32
 
 def build(config: TrainConfig, model: GPT2) -> "Step":
     """The step of a model with its optimizer, for resolved settings. It limits MLX's memory to what the step needs."""
-    mx.eval(model.parameters())
-    held = sum(array.nbytes for _, array in tree_flatten(model.parameters()))
+    arrays = [array for _, array in tree_flatten(model.parameters())]
+    for array in arrays:  # one by one: what it was made from is let go before the next one
+        mx.eval(array)
+    held = sum(array.nbytes for array in arrays)
     device.work_within(memory.peak(config, ranks.size()) - held, ranks.here())
     return Step(config, model, device.streams(config.batch_size))
 

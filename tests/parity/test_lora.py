@@ -40,6 +40,7 @@ def adapted(base: Path, **fields) -> tuple[GPT2, TrainConfig]:
     settings = TrainConfig(init_from=str(base), lora_rank=4, vocab="bytes", grad_clip=0.0, **fields)
     config = settings.resolved(on_gpu=False, init=SHAPE)
     model = checkpoint.load(base)
+    adapting.lower_base(model, config)
     adapting.adapt(model, config, adapting.base_of(config, base, None))
 
     def moved(name: str, p: mx.array) -> mx.array:
