@@ -17,6 +17,7 @@ from gpt2_mlx.commands import convert
 from gpt2_mlx.lora import LoRALinear
 from gpt2_mlx.serving import engines
 from gpt2_mlx.training import adapting, memory, plan, step
+from gpt2_mlx.training import run as opening
 from gpt2_mlx.training.config import TrainConfig
 
 SHAPE = GPT2Config(block_size=16, vocab_size=257, n_layer=3, n_head=2, n_embd=32)
@@ -204,6 +205,22 @@ def test_the_predicted_peak_is_near_the_measured_one(fields):
     config = TrainConfig(init_from="base", lora_rank=8, batch_size=2, **fields).resolved(on_gpu=False, init=shape)
     _, measured = plan.measure(config)
     assert memory.peak(config) == pytest.approx(measured, rel=0.25)
+
+
+@pytest.mark.cpu("it is measured where the arrays are")
+@pytest.mark.parametrize("fields", [{"quantize": 4}, {"dtype": "bfloat16"}], ids=str)
+def test_a_base_is_read_tensor_by_tensor(tmp_path, fields):
+    shape = GPT2Config(block_size=16, vocab_size=257, n_layer=6, n_head=4, n_embd=256)
+    checkpoint.save(tmp_path / "base", GPT2(shape), vocabulary=BYTES)
+    stored = (tmp_path / "base" / "model.safetensors").stat().st_size
+    config = TrainConfig(init_from=str(tmp_path / "base"), lora_rank=2, vocab="bytes", **fields).resolved(False, shape)
+    gc.collect()
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    model = opening.initial(config, tmp_path / "base", None)
+    held = sum(array.nbytes for _, array in tree_flatten(model.parameters()))
+    one = 4 * 4 * 256 * 256  # bytes of a stored matrix of the MLP
+    assert mx.get_peak_memory() - before < held + 3 * one < stored
 
 
 @pytest.fixture

@@ -37,7 +37,7 @@ def opened(settled: Settled) -> Iterator[Trainer]:
     facts = ranks.ask_first(lambda: read_json(former / "train.json") if former else {})
     if former and facts.get("text", {}).get("key") != dataset.key:
         raise ValueError(f"{', '.join(map(str, source.files))} is not the text that {former} began to learn from")
-    model = _model(config, settled.init, saved or (origin and Path(origin.folder)))
+    model = initial(config, settled.init, saved or (origin and Path(origin.folder)))
     with lock(run) if ranks.is_first() else nullcontext():
         trainer = Trainer(config, step.build(config, model), dataset, run)
         if saved:
@@ -68,8 +68,11 @@ def opened(settled: Settled) -> Iterator[Trainer]:
         yield trainer
 
 
-def _model(config: TrainConfig, init: Path | None, begun: Path | None) -> GPT2:
-    """A new model or one with the weights of `init`, with the vocab_size of these or of what the run goes on from."""
+def initial(config: TrainConfig, init: Path | None, begun: Path | None) -> GPT2:
+    """What a run of resolved settings begins with: a new model or one with the weights of `init`, and its adapter.
+
+    It has the vocab_size of these or of what the run goes on from, `begun`.
+    """
     like, shape = begun or init, config.model_config()
     vocab_size = ranks.ask_first(lambda: pretrained.read_config(like).vocab_size if like else shape.vocab_size)
     model = GPT2(dataclasses.replace(shape, vocab_size=vocab_size), config.seed)
