@@ -35,8 +35,10 @@ def command(name: str, folder: Path, port: int, device: str) -> tuple[list[str],
 
 
 @contextlib.contextmanager
-def running(name: str, folder: Path, device: str) -> Iterator[Server]:
+def running(name: str, folder: Path, device: str, *flags: str) -> Iterator[Server]:
     """A server of the folder's model, "gpt2_mlx" or "mlx_lm", on the device "gpu" or "cpu", ended with the context.
+
+    Further flags are the server's own.
 
     Raises:
         ValueError: it ended early.
@@ -49,7 +51,8 @@ def running(name: str, folder: Path, device: str) -> Iterator[Server]:
     model = "default_model" if name == "mlx_lm" else folder.name
     with tempfile.TemporaryFile("w+") as log, httpx.Client(base_url=url, timeout=600) as http:
         began = time.perf_counter()
-        process = subprocess.Popen([sys.executable, *arguments], env=ENVIRONMENT, stdout=log, stderr=subprocess.STDOUT)
+        line = [sys.executable, *arguments, *flags]
+        process = subprocess.Popen(line, env=ENVIRONMENT, stdout=log, stderr=subprocess.STDOUT)
         try:
             while not answers(http, ready):
                 if process.poll() is not None:

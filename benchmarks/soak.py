@@ -1,46 +1,61 @@
-"""A server under everything at once: good, hostile, leaving, slow and half-open clients, and its engine killed.
+"""Long runs that try what the server promises.
 
-Every seeded text is compared with the one that the same request gets alone. Nothing but loopback is used. It ends with
-status 1 where a promise was broken.
+The siege is everything at once: good, hostile, leaving, slow and half-open clients, and its engine killed; every seeded
+text is compared with the one that the same request gets alone. `soak_promises` tells of the other parts. Nothing but
+loopback is used. It ends with status 1 where a promise was broken.
 """
 
 import asyncio
+import dataclasses
 import itertools
 import os
 import random
 import signal
 import statistics
-import subprocess
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import httpx
 
 from gpt2_mlx import cli
-from gpt2_mlx.config import GPT2Config
+from gpt2_mlx.config import PRESETS, GPT2Config
 
+from . import soak_promises as promises
 from .common import append, introduce, machine, table
+from .processes import children_of, megabytes
 from .servers import running
 from .soak_clients import HOSTILE, Clients, requests
 from .weights import save_random
 
 DEATHS = itertools.cycle((signal.SIGKILL, signal.SIGKILL, signal.SIGSEGV))
 HANG = signal.SIGSTOP
+Part = Literal["siege", "audits", "superseding", "schemas", "prefixes"]
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Whether the server keeps its promises under everything at once."""
+    """Whether the server keeps its promises for long."""
 
+    parts: tuple[Part, ...] = ("siege", "audits", "superseding", "schemas", "prefixes")
+    """What to try."""
     quick: bool = False
     """Seconds instead of minutes."""
     checkpoint: Path | None = None
-    """What to serve. Default: a small model with random weights."""
+    """What to serve. Default: small models with random weights."""
     clients: int = 32
-    """Good clients that stream at once."""
+    """Clients at once, in the siege those that stream."""
+    requests: int = 4096
+    """Requests to audit."""
+    typing_seconds: float = 60.0
+    """How long one types, ten keys a second."""
+    answers: int = 200
+    """Answers in JSON, and requests with each setting of the prefix cache."""
+    rounds: int = 5
+    """How often answers in JSON and without a constraint take turns."""
     seconds: float = 120.0
     """How long all kinds of clients come together."""
     hostile_seconds: float = 60.0
@@ -59,25 +74,60 @@ def main() -> None:
     settings = cli.parse(Settings)
     if settings.quick:
         quick = {"seconds": 8.0, "hostile_seconds": 4.0, "kill_every": 3.0, "malformed": 300, "crowd": 100}
-        settings = Settings(**{**vars(settings), **quick})
+        quick |= {"requests": 40, "typing_seconds": 2.0, "answers": 20, "rounds": 1}
+        settings = dataclasses.replace(settings, **quick)
     facts = machine("httpx")
     introduce(facts)
+    results = {}
     with tempfile.TemporaryDirectory() as folder:
-        shape = GPT2Config(block_size=128, n_layer=2, n_head=2, n_embd=64)
-        model = settings.checkpoint or save_random(shape, Path(folder) / "small")
-        with running("gpt2_mlx", model, "cpu") as server:
-            results = asyncio.run(soak(settings, server.url, server.pid))
-    print(report(results))
-    if settings.picture:
-        draw(results["memory"], settings.picture)
+        for part in settings.parts:
+            found = results[part] = asyncio.run(TRIALS[part](settings, Path(folder)))
+            print(f"{part}:\n{report(found)}" if part == "siege" else f"{part}: {found}", flush=True)
+    if settings.picture and "siege" in results:
+        draw(results["siege"]["memory"], settings.picture)
     if not settings.quick:
         append("soak", settings={name: str(value) for name, value in vars(settings).items()}, results=results, **facts)
-    broken = [name for part in ("together", "a hang", "afterwards") for name in results[part] if name.isupper()]
-    if broken or any(results["left"].values()):
-        raise SystemExit(f"broken promises: {', '.join(broken)} {results['left']}")
+    if broken := [f"{name} in {part}" for part, found in results.items() for name in capitals(found)]:
+        raise SystemExit(f"broken promises: {', '.join(broken)}")
 
 
-async def soak(settings: Settings, url: str, service: int) -> dict:
+def capitals(found: dict) -> list[str]:
+    """The broken promises among what was counted, also in what one part counted apart."""
+    inside = [name for value in found.values() if isinstance(value, dict) for name in capitals(value)]
+    return [name for name in found if name.isupper()] + inside
+
+
+def model_of(settings: Settings, folder: Path, shape: GPT2Config) -> Path:
+    """What is served: by default random weights of a shape."""
+    return settings.checkpoint or save_random(shape, folder / str(shape.block_size))
+
+
+async def siege(settings: Settings, folder: Path) -> dict:
+    model = model_of(settings, folder, GPT2Config(block_size=128, n_layer=2, n_head=2, n_embd=64))
+    with running("gpt2_mlx", model, "cpu") as server:
+        return await besiege(settings, server.url, server.pid)
+
+
+def promise(trial: Callable[..., Awaitable[dict]], *names: str) -> Callable[..., Awaitable[dict]]:
+    """A trial of `soak_promises` with settings of these names; its model has room for blocks of the prefix cache."""
+
+    async def run(settings: Settings, folder: Path) -> dict:
+        model = model_of(settings, folder, dataclasses.replace(PRESETS["tiny"], block_size=512))
+        return await trial(model, *(getattr(settings, name) for name in names))
+
+    return run
+
+
+TRIALS: dict[Part, Callable[..., Awaitable[dict]]] = {
+    "siege": siege,
+    "audits": promise(promises.audits, "clients", "requests"),
+    "superseding": promise(promises.superseding, "typing_seconds"),
+    "schemas": promise(promises.schemas, "answers", "rounds"),
+    "prefixes": promise(promises.prefixes, "answers"),
+}
+
+
+async def besiege(settings: Settings, url: str, service: int) -> dict:
     pick = random.Random(0)
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=100)
     async with httpx.AsyncClient(base_url=url, timeout=600, limits=limits) as http:
@@ -98,7 +148,7 @@ async def soak(settings: Settings, url: str, service: int) -> dict:
         told = (await http.get("/metrics")).text
         watching.cancel()
     left = {name: float(told.split(f"\n{name} ")[1].split()[0]) for name in ("gpt2_running", "gpt2_queue_depth")}
-    return results | {"left": left, "memory": memory}
+    return results | {"left": left | ({"LEFT": True} if any(left.values()) else {}), "memory": memory}
 
 
 async def hostile(settings: Settings, clients: Clients, body: dict) -> dict:
@@ -157,18 +207,8 @@ async def watch_memory(service: int, samples: list[tuple[float, float, float]]) 
 
 
 def engine_of(service: int) -> int:
-    """The process of the service's engine: its newest child that lives; 0 where there is none."""
-    rows = [line.split() for line in ps("-A", "-o", "ppid=,pid=,stat=").splitlines()]
-    return max((int(pid) for parent, pid, stat in rows if parent == str(service) and stat[0] != "Z"), default=0)
-
-
-def megabytes(process: int) -> float:
-    told = ps("-o", "rss=", "-p", str(process)).strip() if process else ""
-    return int(told) / 1e3 if told else 0.0
-
-
-def ps(*arguments: str) -> str:
-    return subprocess.run(["ps", *arguments], capture_output=True, text=True).stdout
+    """The process of a service's engine, its newest child where no constraint is asked for; 0 where there is none."""
+    return max(children_of(service), default=0)
 
 
 def report(results: dict) -> str:
