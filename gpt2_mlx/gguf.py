@@ -130,3 +130,5 @@ def _add_vocabulary(writer: GGUFWriter, vocabulary: Vocabulary, vocab_size: int)
     writer.add_bos_token_id(vocabulary.eot)
     writer.add_eos_token_id(vocabulary.eot)
     writer.add_add_bos_token(False)
+    if vocabulary.template:
+        writer.add_chat_template(vocabulary.template)

@@ -10,7 +10,7 @@ from typing import Literal
 
 import mlx.core as mx
 
-from . import adapter, checkpoint, device, lora, quantized, tokenizer
+from . import adapter, checkpoint, device, lora, quantized, template, tokenizer
 from .arrays import named
 from .config import GPT2Config
 from .files import read_json
@@ -22,7 +22,8 @@ HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _TOKENIZERS = ("vocab.json", "tokenizer.json", "vocab.txt", "*.model")  # the last two are other models' vocabularies
 # The files of a model that are read here: no pickles, and no copies of the weights for other programs.
 _WEIGHTS = ("model.safetensors", "model-*.safetensors", "model.safetensors.index.json")
-FILES = ["config.json", *_WEIGHTS, *_TOKENIZERS, "merges.txt", adapter.CONFIG, *adapter.FILES]
+FILES = ["config.json", *_WEIGHTS, *_TOKENIZERS, "merges.txt", template.CONFIG, template.FILE]
+FILES += [adapter.CONFIG, *adapter.FILES]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,8 +184,14 @@ def _is_whole(folder: Path) -> bool:
 def vocabulary(folder: Path) -> Vocabulary:
     """The vocabulary of a checkpoint folder: GPT-2's, which may have further tokens, or one of its own.
 
-    Raises a ValueError where its own is no byte-level BPE whose ids are the ranks of the merges.
+    It comes with the folder's chat template, if there is one. Raises a ValueError where its own is no byte-level BPE
+    whose ids are the ranks of the merges.
     """
+    tokens, conversation = _tokens(folder), template.read(folder)
+    return dataclasses.replace(tokens, template=conversation) if conversation else tokens
+
+
+def _tokens(folder: Path) -> Vocabulary:
     file = next((file for pattern in _TOKENIZERS for file in folder.glob(pattern)), None)
     if file is None and adapter.is_in(folder):
         return vocabulary(base(folder))

@@ -5,7 +5,7 @@ import functools
 import hashlib
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -37,7 +37,8 @@ class Vocabulary:
     So the id of a token is the rank of its merge, and tiktoken, transformers and mlx_lm give the same ids.
     """
 
-    merges: str  # the content of merges.txt, from which all else follows
+    merges: str  # the content of merges.txt, from which all but the template follows
+    template: str | None = field(default=None, compare=False)  # how a model puts conversations, if it was taught to
 
     @cached_property
     def size(self) -> int:
@@ -90,6 +91,7 @@ class Vocabulary:
         """What a checkpoint folder tells other programs of it: the content of each file, by name."""
         special = {f"{kind}_token": ENDOFTEXT for kind in ("bos", "eos", "unk")}
         config = {"tokenizer_class": "GPT2Tokenizer", "model_max_length": block_size, **special}
+        config |= {"chat_template": self.template} if self.template else {}
         return {
             "vocab.json": json.dumps(self.ids).encode(),
             "merges.txt": self.merges.encode(),

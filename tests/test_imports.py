@@ -9,7 +9,8 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "gpt2_mlx"
 # Each file may import the files before it.
-GROUND = ["blas", "config", "cli", "files", "folders", "tokenizer", "device", "inventory", "metrics", "elementwise"]
+GROUND = ["blas", "config", "cli", "files", "folders", "tokenizer", "template", "device", "inventory", "metrics"]
+GROUND += ["elementwise"]
 TRUNK = ["arrays", "model", "quantized", "kv_cache", "layout", "lora", "adapter", "checkpoint", "pretrained", "gguf"]
 TRUNK += ["plot", "card"]
 WINGS = {
