@@ -14,7 +14,7 @@ GROUND += ["elementwise"]
 TRUNK = ["arrays", "model", "quantized", "kv_cache", "layout", "lora", "adapter", "checkpoint", "pretrained", "gguf"]
 TRUNK += ["plot", "card"]
 WINGS = {
-    "corpus": "documents shards source passages dataset vocabularies loader",
+    "corpus": "documents shards source passages loader examples packing dataset vocabularies",
     "generation": "params scheduler constraints capacity prefixes prefill decoder sampling engine text",
     "training": "recipes config loss optim ranks precision adapting evaluation hellaswag progress report memory step"
     " plan trainer budget fork settle run track",

@@ -79,7 +79,7 @@ def test_a_recomputed_forward_pass_drops_the_same_inputs(base):
         own = adapted(base, lora_dropout=more.pop("p", 0.5), **more)
         own[0].update(model.trainable_parameters())
         take = step.build(own[1], own[0])
-        return dict(tree_flatten(take.gradients(TOKENS, TOKENS, mx.random.key(number), mx.array(1.0))[2]))
+        return dict(tree_flatten(take.gradients(mx.random.key(number), mx.array(1.0), TOKENS, TOKENS)[2]))
 
     kept, other, undropped = gradients(0), gradients(1), gradients(0, p=0.0)
     for remade in (gradients(0, grad_checkpoint=True), gradients(0, compile=False)):

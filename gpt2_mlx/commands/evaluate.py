@@ -10,8 +10,7 @@ from typing import Annotated, Literal
 import tyro
 
 from .. import cli, inventory
-from ..corpus import source
-from ..corpus.dataset import TokenDataset
+from ..corpus import dataset, source
 from ..files import finite
 from ..model import GPT2
 from ..pretrained import LoadConfig
@@ -68,9 +67,15 @@ def score(flags: Evaluate) -> dict:
 
 def _text_facts(flags: Evaluate, model: GPT2, vocabulary: Vocabulary) -> dict:
     text, T = source.find(flags.data), model.config.block_size
-    tokens = TokenDataset.open(text, vocabulary=vocabulary).split(flags.split)
-    score = evaluation.score_text(model, vocabulary.encoding, tokens, flags.stride, flags.batch_size)
-    facts = {"name": text.name, "note": text.note, "split": flags.split, "tokens": score.tokens, "bytes": score.bytes}
+    content = dataset.find(text, vocabulary=vocabulary)
+    score = evaluation.score_split(model, vocabulary.encoding, content, flags.split, flags.stride, flags.batch_size)
+    facts = {
+        "name": text.name,
+        "note": text.note or content.note(T),
+        "split": flags.split,
+        "tokens": score.tokens,
+        "bytes": score.bytes,
+    }
     facts |= {"block_size": T, "stride": flags.stride or T}
     facts |= {"loss": score.loss, "perplexity": score.perplexity, "bits_per_byte": score.bits_per_byte}
     return {name: finite(value) for name, value in facts.items()}

@@ -41,7 +41,7 @@ def end(trainer: Trainer, reason: str) -> None:
 def greet(trainer: Trainer, source: Source) -> None:
     config, tokens = trainer.config, {name: len(trainer.dataset.split(name)) for name in SPLITS}
     print(f"device: {inventory.description()}" + f", {ranks.size()} processes" * (ranks.size() > 1))
-    print(f"text:   {source.name}, {' + '.join(f'{n:,} {name}' for name, n in tokens.items())} tokens")
+    print(f"text:   {source.name}, {trainer.dataset.told}")
     if 0 < config.eval_tokens < max(tokens["val"], tokens["test"]):
         print(f"        the losses of val and test are over their first {config.eval_tokens:,} (--eval-tokens)")
     if config.without:

@@ -10,7 +10,7 @@ import re
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 SUFFIXES = (".txt", ".txt.gz", ".jsonl", ".jsonl.gz", ".parquet")  # what is read from a folder
 FIELD = "text"  # the field of a JSON object or the column of a Parquet file that holds the document
@@ -64,14 +64,13 @@ def unpacked(file: BinaryIO, name: str) -> BinaryIO:
 
 
 def _documents(file: BinaryIO, name: str) -> Iterator[Iterable[str]]:
-    stream = unpacked(file, name)
     match kind(name):
         case "parquet":
             yield from map(_blocks, _parquet(file, name))
         case "jsonl":
-            yield from map(_blocks, _json_lines(stream, name))
+            yield from map(_blocks, _json_lines(file, name))
         case "text":
-            yield _decoded(stream, name)
+            yield _decoded(unpacked(file, name), name)
 
 
 def _blocks(text: str) -> Iterable[str]:
@@ -92,17 +91,30 @@ def _decoded(stream: BinaryIO, name: str) -> Iterator[str]:
         yield text
 
 
-def _json_lines(stream: BinaryIO, name: str) -> Iterator[str]:
-    for number, line in enumerate(stream, 1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line.removeprefix(codecs.BOM_UTF8))
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{name}, line {number} is not JSON: {error}") from None
+def records(file: BinaryIO, name: str) -> Iterator[tuple[str, Any, str]]:
+    """Yield what each line of a file of JSON holds, after its place in words and before the line's beginning.
+
+    Raises a ValueError that shows the place where a line is not JSON.
+    """
+    try:
+        for number, line in enumerate(unpacked(file, name), 1):
+            where = f"{name}, line {number}"
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line.removeprefix(codecs.BOM_UTF8))
+            except (ValueError, RecursionError) as error:
+                raise ValueError(f"{where} is not JSON: {error}") from None
+            yield where, record, line[:60].decode(errors="replace")
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise ValueError(f"{name} is not a whole gzip file: {error}") from None
+
+
+def _json_lines(file: BinaryIO, name: str) -> Iterator[str]:
+    for where, record, line in records(file, name):
         text = record.get(FIELD) if isinstance(record, dict) else None
         if not isinstance(text, str):
-            raise ValueError(f"{name}, line {number} has no string {FIELD!r}: {line[:60].decode(errors='replace')}")
+            raise ValueError(f"{where} has no string {FIELD!r}: {line}")
         yield text
 
 

@@ -11,7 +11,8 @@ from .passages import NONE
 from .shards import AnyTokens
 
 IGNORE = -1  # the target of a position whose loss is not counted
-Windows = tuple[np.ndarray, np.ndarray]  # tokens and targets, the tokens that follow them: (B, T) int32
+# Tokens and targets, the tokens that follow them, and of packed examples where they start: each (B, T) int32.
+Windows = tuple[np.ndarray, ...]
 
 
 class DataLoader:

@@ -11,8 +11,8 @@ from pathlib import Path
 from .. import tokenizer
 from ..files import lock, new_file
 from ..tokenizer import Vocabulary
-from . import documents, shards
-from .dataset import TokenDataset, default_cache, key_of
+from . import dataset, documents, examples, shards
+from .dataset import default_cache, key_of
 from .source import Source
 
 MOST_BYTES = 1 << 30  # of text to train on; more would change few merges and take hours
@@ -62,7 +62,7 @@ def _of_training_split(size: int, source: Source, cache: Path) -> Vocabulary:
     n_bytes = min(sum(len(piece.encode()) for piece in _pieces(source)) * 3 // 4, MOST_BYTES)
     while True:
         vocabulary = trained(size, _first(n_bytes, source), source.name)
-        split = TokenDataset.open(source, cache, vocabulary).split("train")
+        split = dataset.find(source, cache, vocabulary).split("train")
         if (n := shards.count_bytes(vocabulary.encoding, split)) >= n_bytes:
             return vocabulary
         n_bytes = n * 9 // 10
@@ -87,6 +87,9 @@ def trained(size: int, texts: Iterable[str], name: str) -> Vocabulary:
 
 
 def _pieces(source: Source) -> Iterator[str]:
+    if examples.kind(source):
+        yield from examples.texts(source)
+        return
     for path in source.files:
         with path.open("rb") as file:
             for _, piece in documents.pieces(file, str(path)):

@@ -72,7 +72,7 @@ def muon(_: Path) -> Finding:
     rate, errors = 0.01, {}
     config = settings(optimizer="muon", weight_decay=0.5, dropout=0.0, **OF_64)
     take_step, tokens = step(config), batch(config)
-    gradients = take_step.gradients(*tokens, mx.random.key(0), mx.array(1.0))[2]
+    gradients = take_step.gradients(mx.random.key(0), mx.array(1.0), *tokens)[2]
     gradients = {name: np.array(g, np.float64) for name, g in tree_flatten(gradients)}
     before = as_float64(take_step.model)
     mx.eval(take_step([tokens], rate), take_step.state)

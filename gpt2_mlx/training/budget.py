@@ -14,7 +14,7 @@ from pathlib import Path
 import mlx.core as mx
 
 from .. import STARTED, metrics, plot
-from ..corpus.dataset import TokenDataset
+from ..corpus.dataset import Dataset
 from ..generation.text import generate
 from ..model import GPT2
 from . import adapting, ranks, step
@@ -38,7 +38,7 @@ class Seconds:
     curve: float
 
 
-def settle(config: TrainConfig, settings: Callable[[int], TrainConfig], dataset: TokenDataset) -> TrainConfig:
+def settle(config: TrainConfig, settings: Callable[[int], TrainConfig], dataset: Dataset) -> TrainConfig:
     """The settings of as many steps as fit into `config.minutes`, counted from the process's start to its end.
 
     `settings` gives the resolved settings for a number of steps. What is timed is thrown away: the run that follows has
@@ -52,7 +52,9 @@ def settle(config: TrainConfig, settings: Callable[[int], TrainConfig], dataset:
             f"--minutes is {config.minutes:g}; a run of one step takes {least:.2f} here, which is the least"
         )
     settled = settings(steps)
-    passes = steps * config.batch_size * config.grad_accum_steps * config.block_size / len(dataset.split("train"))
+    passes = (
+        steps * config.batch_size * config.grad_accum_steps * config.block_size / dataset.per_pass(config.block_size)
+    )
     print(
         f"time:   --minutes {config.minutes:g} holds {steps:,} steps of {seconds.step:.3g} s, which read the text"
         f" {passes:.3g} times, with validations of {seconds.validation:.3g} s, {seconds.begin:.3g} s after the start",
@@ -78,7 +80,7 @@ def needed(config: TrainConfig, seconds: Seconds) -> float:
     return seconds.begin + parts + seconds.test + seconds.curve
 
 
-def measure(config: TrainConfig, dataset: TokenDataset) -> Seconds:
+def measure(config: TrainConfig, dataset: Dataset) -> Seconds:
     """Time each part of a run, on its shapes and its text, with a model of its own in a folder of its own."""
     opening, parts = _parts(config, dataset)
     gc.collect()  # a compiled step refers to itself
@@ -86,7 +88,7 @@ def measure(config: TrainConfig, dataset: TokenDataset) -> Seconds:
     return Seconds(time.perf_counter() - STARTED + opening, *parts)
 
 
-def _parts(config: TrainConfig, dataset: TokenDataset) -> tuple[float, tuple[float, ...]]:
+def _parts(config: TrainConfig, dataset: Dataset) -> tuple[float, tuple[float, ...]]:
     """The seconds that it takes to open a run, and those of the parts after its beginning, in `Seconds`' order."""
     began = time.perf_counter()
     tokens = _ROUNDS * ranks.size() * config.batch_size * config.block_size
@@ -122,11 +124,10 @@ def _seconds_per_step(trainer: Trainer, lasting: float) -> float:
     return statistics.median(_timed(take, number) for number in range(steps))
 
 
-def _rounds(config: TrainConfig, dataset: TokenDataset, split: str) -> int:
+def _rounds(config: TrainConfig, dataset: Dataset, split: str) -> int:
     """The batches of a split that each process evaluates."""
-    targets = len(dataset.split(split)) - 1
-    targets = min(targets, config.eval_tokens or targets)
-    return math.ceil(math.ceil(targets / config.block_size) / config.batch_size / ranks.size())
+    windows = dataset.n_windows(split, config.block_size, config.eval_tokens)
+    return math.ceil(math.ceil(windows / config.batch_size) / ranks.size())
 
 
 def _sample(trainer: Trainer) -> None:

@@ -19,7 +19,8 @@ class TrainConfig:
 
     data: str = "tinyshakespeare"
     """What to learn from: tinyshakespeare, shakespeare, a file or a folder of files (.txt .txt.gz .jsonl .jsonl.gz
-    .parquet; the last three with a field `text`), or a folder of token shards."""
+    .parquet; the last three with a field `text`), a folder of token shards, or JSON lines of prompts and answers
+    (`prompt` and `completion`, or `messages`), of which only the answers count; docs/chat.md tells more."""
     vocab: str | None = None
     """Tokens to read the text in: gpt2 (50257 tokens), bytes (257), or a number of tokens, such as 1024: that many are
     made from the training split, which suits a small text and a small model. Default: gpt2, or that of --init-from or

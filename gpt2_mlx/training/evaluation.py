@@ -1,6 +1,7 @@
 """The score of a model on tokens it does not learn from: a run's validation and test, and `gpt2-mlx evaluate`."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -9,7 +10,8 @@ import tiktoken
 from tqdm import tqdm
 
 from .. import device, quantized
-from ..corpus.loader import evaluation_batches
+from ..corpus.dataset import Dataset, TokenDataset
+from ..corpus.loader import Windows
 from ..corpus.shards import AnyTokens, count_bytes, count_tokens
 from ..model import GPT2
 from . import ranks
@@ -21,7 +23,7 @@ class Score:
     """How well a model predicts a text."""
 
     loss: float  # nats per token
-    tokens: int  # the number of predicted tokens: all but the first
+    tokens: int  # the number of predicted tokens: all but the first, or those of answers
     bytes: int  # the bytes of text that these tokens stand for
 
     @property
@@ -46,38 +48,36 @@ class Evaluator:
         if compile:
             self._rows = mx.compile(self._rows, inputs=[model.state])
 
-    def rows(self, tokens: np.ndarray, targets: np.ndarray) -> np.ndarray:
-        """The summed loss of each row in nats: tokens and targets (B, T) int32 -> (B,) float64; `IGNORE` adds 0."""
-        return np.array(self._rows(mx.array(tokens), mx.array(targets)), np.float64)
+    def rows(self, *windows: np.ndarray) -> np.ndarray:
+        """The summed loss of each row of `Windows` in nats: (B, T) int32 -> (B,) float64; `IGNORE` adds 0."""
+        return np.array(self._rows(*map(mx.array, windows)), np.float64)
 
     def score(
         self,
         encoding: tiktoken.Encoding,
-        tokens: AnyTokens,
-        batch_size: int,
-        stride: int | None = None,
+        batches: Iterable[Windows],
+        predicted: AnyTokens,
         name: str = "windows",
     ) -> Score:
-        """The score of at least two tokens, read as `evaluation_batches` does; `name` labels the progress bar.
+        """The score of batches whose targets that count are the `predicted` tokens; `name` labels the progress bar.
 
         The processes share the batches, and each returns the score of all, with the bits that one process alone gets.
         """
-        batches = evaluation_batches(tokens, batch_size, self.model.config.block_size, stride)
         bar = tqdm(batches, desc=name, unit="batch", leave=False, disable=None if ranks.is_first() else True)
         losses = []
         for i, batch in enumerate(bar):
             own = i % ranks.size() == ranks.rank()
             losses.append(self.rows(*batch).sum() if own else 0.0)
-        count = len(tokens) - 1  # the first one is not predicted
         total = sum(ranks.total(mx.array(losses)).tolist())
-        return Score(total / count, count, count_bytes(encoding, tokens[1:]))
+        return Score(total / len(predicted), len(predicted), count_bytes(encoding, predicted))
 
-    def _rows(self, tokens: mx.array, targets: mx.array) -> mx.array:
+    def _rows(self, tokens: mx.array, targets: mx.array, starts: mx.array | None = None) -> mx.array:
         sums = []
         for stream, rows in device.split(len(tokens), self._streams):
             with mx.stream(stream):
                 head = quantized.weight(self.model.wte)  # (V, C)
-                losses = cross_entropy_by_token(self.model.hidden(tokens[rows]), head, targets[rows])
+                hidden = self.model.hidden(tokens[rows], starts=None if starts is None else starts[rows])
+                losses = cross_entropy_by_token(hidden, head, targets[rows])
                 sums.append(mx.sum(losses, axis=-1))
         return mx.concatenate(sums)  # (B,)
 
@@ -85,19 +85,34 @@ class Evaluator:
 def score_text(
     model: GPT2, encoding: tiktoken.Encoding, tokens: AnyTokens, stride: int | None = None, batch_size: int = 8
 ) -> Score:
-    """The score of a text, read in windows of block_size that begin every `stride` tokens, by default block_size.
+    """The score of a text. As `score_split`."""
+    return score_split(model, encoding, TokenDataset(tokens), "all", stride, batch_size)
 
-    Every token but the first counts once. A token after the first window is predicted from at least
-    block_size - stride + 1 tokens. Raises a ValueError where the stride is out of range, or the tokens are fewer than 2
-    or beyond the model's vocabulary.
+
+def score_split(
+    model: GPT2,
+    encoding: tiktoken.Encoding,
+    dataset: Dataset,
+    split: str,
+    stride: int | None = None,
+    batch_size: int = 8,
+) -> Score:
+    """The score of a split: of a text, read in windows of block_size that begin every `stride` tokens, by default
+    block_size, or of the answers of examples.
+
+    Every token of a text but the first counts once. A token after the first window is predicted from at least
+    block_size - stride + 1 tokens. Raises a ValueError where the stride is out of range or there is none, the tokens
+    are fewer than 2 or beyond the model's vocabulary, or no example fits into a window.
     """
-    T = model.config.block_size
-    stride = T if stride is None else stride
-    if not 1 <= stride <= T:
+    T, tokens = model.config.block_size, dataset.split(split)
+    if stride is not None and not 1 <= stride <= T:
         raise ValueError(f"--stride is {stride}; it must be at least 1 and at most the model's block_size, {T}")
     if len(tokens) < 2:
         raise ValueError(f"the text is too short: {len(tokens)} tokens; to be scored it must have at least 2")
     largest = int(np.flatnonzero(count_tokens(tokens))[-1])
     if largest >= model.config.vocab_size:
         raise ValueError(f"the text has the token {largest}; the model knows those below {model.config.vocab_size}")
-    return Evaluator(model, device.streams(batch_size)).score(encoding, tokens, batch_size, stride)
+    batches, predicted = dataset.evaluation(split, batch_size, T, stride=stride)
+    if not len(predicted):
+        raise ValueError(f"none of the examples fits into the model's block_size, {T}")
+    return Evaluator(model, device.streams(batch_size)).score(encoding, batches, predicted)

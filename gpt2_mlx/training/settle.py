@@ -8,8 +8,9 @@ from pathlib import Path
 from .. import checkpoint, device, pretrained, tokenizer
 from ..cli import told
 from ..config import GPT2Config
+from ..corpus import dataset as datasets
 from ..corpus import vocabularies
-from ..corpus.dataset import TokenDataset
+from ..corpus.dataset import Dataset
 from ..corpus.source import Source, find
 from ..files import read_json
 from ..tokenizer import Vocabulary
@@ -30,7 +31,7 @@ class Settled:
 
     config: TrainConfig  # resolved
     source: Source  # the text
-    dataset: TokenDataset  # its tokens
+    dataset: Dataset  # its tokens
     run: Path  # the run folder
     init: Path | None  # in the first process, the folder with the weights to start from or an adapter's base, if any
     origin: Origin | None  # what a fork that begins is to go on from
@@ -72,13 +73,16 @@ def settle(flags: TrainConfig, over: Callable[[TrainConfig], TrainConfig]) -> Se
     init, shape = _find_init(flags, begun)
     vocabulary = _find_vocabulary(flags, source, begun or init)
     flags = dataclasses.replace(flags, vocab=vocabulary.name)
-    dataset = ranks.in_turn(lambda: TokenDataset.open(source, vocabulary=vocabulary).without(flags.without, source))
+    dataset = ranks.in_turn(lambda: datasets.find(source, vocabulary=vocabulary).without(flags.without, source))
 
     def resolve(settings: TrainConfig) -> TrainConfig:
-        return settings.resolved(device.on_gpu(), shape, ranks.size(), len(dataset.split("train")))
+        block_size = settings.resolved(device.on_gpu(), shape, ranks.size()).block_size
+        return settings.resolved(device.on_gpu(), shape, ranks.size(), dataset.per_pass(block_size))
 
     config = resolve(flags)
     dataset.check_length(config.block_size)
+    if note := dataset.note(config.block_size):
+        print(f"NOTE: {note}")
     if former:
         _check_unchanged(config, former, is_fork=not saved)
     if origin and origin.step >= config.max_steps:
@@ -140,15 +144,15 @@ def _find_vocabulary(flags: TrainConfig, source: Source, held: Path | None) -> V
     Only the first process reads or makes it.
     """
 
-    def find() -> str:
+    def find() -> dict[str, str | None]:
         if held is None:
-            return vocabularies.find(flags.vocab, source).merges
+            return dataclasses.asdict(vocabularies.find(flags.vocab, source))
         there = pretrained.vocabulary(held)
         if flags.vocab not in (None, there.name):
             raise ValueError(f"--vocab is {flags.vocab}, but {held} has the vocabulary {there.name}: leave it out")
-        return there.merges
+        return dataclasses.asdict(there)
 
-    return Vocabulary(ranks.ask_first(find))
+    return Vocabulary(**ranks.ask_first(find))
 
 
 def _check_unchanged(config: TrainConfig, former: TrainConfig, is_fork: bool) -> None:

@@ -12,7 +12,7 @@ from . import memory, optim, precision, ranks
 from .config import TrainConfig
 from .loss import cross_entropy
 
-Batch = tuple[mx.array, mx.array]  # tokens, targets: (B, T) int32
+Batch = tuple[mx.array, ...]  # tokens, targets, and of packed examples where they start: each (B, T) int32
 
 
 def build(config: TrainConfig, model: GPT2) -> "Step":
@@ -56,10 +56,10 @@ class Step:
         """
         keys = [self._key(i) for i in ranks.own_micro_batches(number, len(batches))]
         scale = mx.array(loss_scale)
-        sums = self.gradients(*batches[0], keys[0], scale)
+        sums = self.gradients(keys[0], scale, *batches[0])
         for batch, key in zip(batches[1:], keys[1:]):
             _evaluate(sums)  # one micro-batch's activations at a time
-            sums = tree_map(mx.add, sums, self.gradients(*batch, key, scale))
+            sums = tree_map(mx.add, sums, self.gradients(key, scale, *batch))
         if ranks.size() > 1:
             _evaluate(sums)
             sums = ranks.mean(sums)
@@ -77,26 +77,36 @@ class Step:
         return [self.model.state, self.optimizer.state]
 
     def gradients(
-        self, tokens: mx.array, targets: mx.array, key: mx.array, scale: mx.array
+        self, key: mx.array, scale: mx.array, tokens: mx.array, *others: mx.array
     ) -> tuple[mx.array, mx.array, dict]:
-        """The summed and scaled loss of a micro-batch, the number of targets that count, and the loss's gradients."""
+        """The summed and scaled loss of a micro-batch, the number of targets that count, and the loss's gradients.
+
+        `tokens` and `others` are a `Batch`.
+        """
         parameters = self.model.trainable_parameters()
         keys, results = mx.random.split(key, len(self.streams)), []
         for (stream, rows), own_key in zip(device.split(len(tokens), self.streams), keys):
             with mx.stream(stream), dropping(self.model, own_key):
                 loss = mx.value_and_grad(self._loss)
-                results.append(loss(parameters, tokens[rows], targets[rows], own_key, scale))
+                own = [array[rows] for array in (tokens, *others)]
+                results.append(loss(parameters, own_key, scale, *own))
         self.model.update(parameters)  # replaces the tracers that value_and_grad left
         (loss, count), gradients = reduce(partial(tree_map, mx.add), results)
         return loss, count, gradients
 
     def _loss(
-        self, parameters: dict, tokens: mx.array, targets: mx.array, key: mx.array, scale: mx.array
+        self,
+        parameters: dict,
+        key: mx.array,
+        scale: mx.array,
+        tokens: mx.array,
+        targets: mx.array,
+        starts: mx.array | None = None,
     ) -> tuple[mx.array, mx.array]:
         """The summed and scaled loss in float32, and the number of targets that count."""
         self.model.update(precision.lowered(parameters, self.config.dtype))
         key = key if self.config.dropout else None
-        hidden = self.model.hidden(tokens, key, recompute=self.config.grad_checkpoint)
+        hidden = self.model.hidden(tokens, key, recompute=self.config.grad_checkpoint, starts=starts)
         loss, count = cross_entropy(hidden, self.model.wte.weight, targets, learns_wte=not self.model.lora)
         return scale * loss, count
 

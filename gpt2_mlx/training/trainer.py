@@ -7,8 +7,7 @@ from pathlib import Path
 import mlx.core as mx
 
 from .. import checkpoint, metrics
-from ..corpus.dataset import TokenDataset
-from ..corpus.loader import DataLoader
+from ..corpus.dataset import Dataset
 from ..files import sync
 from ..generation.text import generate
 from . import optim, precision, ranks
@@ -29,7 +28,7 @@ class Trainer:
     If several processes train together, each has a trainer, and only that of the first process writes.
     """
 
-    def __init__(self, config: TrainConfig, step: Step, dataset: TokenDataset, run: Path):
+    def __init__(self, config: TrainConfig, step: Step, dataset: Dataset, run: Path):
         self.config, self.step, self.dataset, self.run = config, step, dataset, run
         self.model, self.optimizer = step.model, step.optimizer
         self.progress = Progress(loss_scale=precision.first_scale(config.dtype))
@@ -37,8 +36,7 @@ class Trainer:
         self._saved_step = 0
         self.encoding = dataset.vocabulary.encoding
         self._evaluator = Evaluator(self.model, step.streams, config.compile)
-        shape = config.batch_size, config.block_size
-        self._loader = DataLoader(dataset.split("train"), *shape, config.seed, dataset.ignored)
+        self._loader = dataset.loader(config.batch_size, config.block_size, config.seed)
 
     def fit(self) -> str:
         """Train to the end and return why it ended: "max_steps", "patience" or the `stop_reason`."""
@@ -124,10 +122,9 @@ class Trainer:
 
     def evaluate(self, split: str) -> Score:
         """The score of a split, over all of it or always the same first `eval_tokens`."""
-        tokens = self.dataset.split(split)
-        if self.config.eval_tokens:
-            tokens = tokens[: self.config.eval_tokens + 1]  # the first token is no target
-        return self._evaluator.score(self.encoding, tokens, self.config.batch_size, name=split)
+        shape = self.config.batch_size, self.config.block_size
+        batches, predicted = self.dataset.evaluation(split, *shape, self.config.eval_tokens)
+        return self._evaluator.score(self.encoding, batches, predicted, split)
 
     def save(self) -> None:
         """Write a checkpoint of the current state and point `latest` to it."""

@@ -57,7 +57,7 @@ def test_gradients_are_pefts(base, kind, tmp_path):
     tokens = some_tokens(ours)
     targets = np.roll(tokens, -1, axis=1)
     take = step.build(config, ours)
-    _, count, gradients = take.gradients(mx.array(tokens), mx.array(targets), mx.random.key(0), mx.array(1.0))
+    _, count, gradients = take.gradients(mx.random.key(0), mx.array(1.0), mx.array(tokens), mx.array(targets))
 
     theirs = transformers.AutoModelForCausalLM.from_pretrained(base).eval()
     theirs = peft.PeftModel.from_pretrained(theirs, tmp_path / "adapter", is_trainable=True).eval()
