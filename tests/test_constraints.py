@@ -16,7 +16,7 @@ from test_engine import run, tokens_of
 from gpt2_mlx import tokenizer
 from gpt2_mlx.config import GPT2Config
 from gpt2_mlx.generation import constraints, sampling, text
-from gpt2_mlx.generation.constraints import Matchers, try_out
+from gpt2_mlx.generation.constraints import Matchers, examine
 from gpt2_mlx.generation.engine import Engine
 from gpt2_mlx.generation.params import Constraint, SamplingParams
 from gpt2_mlx.generation.scheduler import Sequence
@@ -264,7 +264,7 @@ BROKEN = [
 @pytest.mark.parametrize(("kind", "content", "message"), BROKEN)
 def test_what_is_wrong_is_told_in_a_line_with_its_place(kind, content, message):
     with pytest.raises(ValueError, match=message) as caught:
-        list(try_out(MATCHERS, Constraint(kind, content), 5))
+        list(examine(MATCHERS, Constraint(kind, content), 5))
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
 
 

@@ -131,7 +131,7 @@ def _vocabulary(encoding: Encoding, vocab_size: int) -> llguidance.LLTokenizer:
     return lltokenizer_from_encoding(encoding, n_vocab=vocab_size)
 
 
-def try_out(matchers: Matchers, constraint: Constraint, n_tokens: int) -> Iterator[None]:
+def examine(matchers: Matchers, constraint: Constraint, n_tokens: int) -> Iterator[None]:
     """Go through a text of random tokens under a constraint, a token at each step of the iterator.
 
     Raises:

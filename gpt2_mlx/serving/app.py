@@ -1,6 +1,7 @@
 """The Starlette app: routes in, JSON or server-sent events out."""
 
 import asyncio
+import time
 from collections.abc import Coroutine
 from typing import Any
 
@@ -106,14 +107,15 @@ async def metrics(request: Request) -> Response:
 
 async def _complete(request: Request, schema: type[Parsed], form_of: type[Form]) -> Response:
     service = service_of(request, needs_key=True)
-    number = service.engine.next_number()  # now: bodies and prompts take some longer than others
+    # Now: bodies, prompts and constraints take some longer than others.
+    number, arrived = service.engine.next_number(), time.monotonic()
     body = await read_body(request)
     if service.engine.closed:
         raise ApiError(503, service.engine.closed, headers=RETRY_AFTER)
     # Beside the event loop: a large body takes tenths of a second.
     parsed, prompts = await run_in_threadpool(_read, service, schema, body)
-    await _check_constraint(service, parsed)
-    generation = Generation(service, parsed, prompts, number)
+    timeout = await _examined(service, parsed, arrived)
+    generation = Generation(service, parsed, prompts, number, timeout)
     form = form_of(generation)
     if parsed.stream:
         return _Events(form)
@@ -142,14 +144,24 @@ def _check_answer(request: schemas.TextRequest, prompts: list[EncodedPrompt]) ->
             raise ApiError(400, message, "logprobs", code="invalid_value")
 
 
-async def _check_constraint(service: Service, request: schemas.TextRequest) -> None:
-    """Refuse what the text of a request cannot be, or what would cost the engine too much."""
+async def _examined(service: Service, request: schemas.TextRequest, arrived: float) -> float | None:
+    """The seconds that a request's timeout leaves it, once its constraint is examined.
+
+    Raises:
+        ApiError: 400, the text cannot be what is asked for, or would cost the engine too much.
+    """
+    timeout = request.timeout
     if request.constraint:
         name, constraint = request.constraint
-        with as_api_errors():
-            wrong = await service.examiner.examine(constraint)
+        try:
+            with as_api_errors():
+                left = timeout and timeout - (time.monotonic() - arrived)
+                wrong = await asyncio.wait_for(service.examiner.examine(constraint), left)
+        except asyncio.TimeoutError:
+            return 0.0  # the engine must not get what is not examined
         if wrong:
             raise ApiError(400, f"{name} cannot be used: {wrong}", name, code="invalid_value")
+    return timeout and max(0.0, timeout - (time.monotonic() - arrived))
 
 
 class _Events(EventSourceResponse):

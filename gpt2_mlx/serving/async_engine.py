@@ -115,7 +115,7 @@ class AsyncEngine:
             checkpoint: the folder of the one to answer with, if not the one that answers now.
             number: when the request came; see `next_number`.
             key: end the request with this key that came earlier, with the finish_reason "superseded".
-            timeout: end the texts where they are after so many seconds, with the finish_reason "timeout".
+            timeout: end the texts where they are after so many seconds, at 0 at once, with the finish_reason "timeout".
 
         Raises:
             QueueFull, Unavailable: `max_queue` sequences wait already; see `closed`.
@@ -132,6 +132,8 @@ class AsyncEngine:
         self._jobs.add(submission)
         if other and other.number > number:  # it was overtaken on its way here
             self._end(submission, "superseded")
+        elif timeout == 0:  # nor does the engine get it
+            self._end(submission, "timeout")
         elif timeout:
             submission.deadline = asyncio.get_running_loop().call_later(timeout, self._end, submission, "timeout")
         self._send_due()
@@ -232,14 +234,10 @@ class AsyncEngine:
                         submission.put(event)
                 self._send_due()
             case NotTaken(id, reason, for_now):
-                self._refuse(id, QueueFull(reason) if for_now else Refused(reason))
+                if submission := self._jobs.submission_of(id):
+                    self._cancel(submission)
+                    submission.put(QueueFull(reason) if for_now else Refused(reason))
         return None
-
-    def _refuse(self, id: int, error: Exception) -> None:
-        """End the request of a sequence that the process has."""
-        if submission := self._jobs.submission_of(id):
-            self._cancel(submission)
-            submission.put(error)
 
     def _is_due(self) -> bool:
         """Whether the process has to say something soon."""

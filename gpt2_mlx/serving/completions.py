@@ -27,12 +27,20 @@ class Generation:
         request: what is asked for.
         prompts: those of the request.
         number: tells the order in which requests came; see `AsyncEngine.next_number`.
+        timeout: the seconds that are left of the request's.
 
     Raises:
         ApiError: 429 or 503, the engine does not take it.
     """
 
-    def __init__(self, service: Service, request: TextRequest, prompts: list[EncodedPrompt], number: int):
+    def __init__(
+        self,
+        service: Service,
+        request: TextRequest,
+        prompts: list[EncodedPrompt],
+        number: int,
+        timeout: float | None,
+    ):
         self.service = service
         self.request = request
         self.prompts = prompts
@@ -43,7 +51,7 @@ class Generation:
         with as_api_errors():
             checkpoint = _checkpoint(service, request)
             service.audits.give_way()
-            self.submission = service.engine.submit(list(jobs), checkpoint, number, request.supersede, request.timeout)
+            self.submission = service.engine.submit(list(jobs), checkpoint, number, request.supersede, timeout)
         service.audits.enter()
         service.telemetry.prompt_tokens.inc(self.usage.prompt_tokens)
 

@@ -78,7 +78,7 @@ class StructuredOutputs(Body):
         if self.grammar is not None:
             return "grammar", Constraint("grammar", self.grammar)
         if self.choice is not None:
-            return "choice", Constraint("choice", json.dumps(self.choice))
+            return "choice", Constraint("choice", json.dumps(_bounded(self.choice)))
         if self.json_object:
             return "json_object", _json(ANY_OBJECT)
         return "json", _json(_parsed(self.schema_) if isinstance(self.schema_, str) else self.schema_)
@@ -89,6 +89,12 @@ def _json(schema: dict[str, Any]) -> Constraint:
     if len(text) > MAX_CONSTRAINT_CHARS:
         raise ValueError(f"the schema has {len(text)} characters; at most {MAX_CONSTRAINT_CHARS} are allowed")
     return Constraint("json_schema", text)
+
+
+def _bounded(strings: list[str]) -> list[str]:
+    if (n := sum(map(len, strings))) > MAX_CONSTRAINT_CHARS:
+        raise ValueError(f"the strings of choice have {n} characters; at most {MAX_CONSTRAINT_CHARS} are allowed")
+    return strings
 
 
 def _parsed(schema: str) -> dict[str, Any]:

@@ -17,17 +17,19 @@ MAX_TOP_K = 2**31 - 1
 MAX_TEMPERATURE = 2.0
 MAX_BIAS = 100.0
 MAX_BIASES = 300
-MAX_CONSTRAINT_CHARS = 65_536  # of a schema, a pattern or a grammar
+MAX_CONSTRAINT_CHARS = 65_536  # of a schema, a pattern, a grammar or all strings of `choice`
 MAX_CHOICES = 1024
 MAX_LABELS = 16  # of metadata
 MAX_LABEL_CHARS = 512  # of fields that are taken and not used
 N_SEEDS = 2**63
 
-# The trial of a constraint.
+# The exam of a constraint.
 EXAM_SECONDS = 1.0  # of a processor, to compile it and
 EXAM_TOKENS = 100  # to follow it for this many tokens
+EXAM_WAIT = 30.0  # seconds until it has to end, however busy the machine is
+EXAM_BYTES = 2 << 30  # of memory, where the system can tell
 MAX_EXAMS = 16  # that wait for their turn
-MAX_VERDICTS = 64  # that are kept
+MAX_EXAMINED = 64  # whose exams are remembered
 
 # An answer.
 MAX_ECHO_CHARS = 4_000_000  # of prompts that are echoed, times n

@@ -60,7 +60,7 @@ class TextRequest(Body):
     """A key that no other client has: this request ends the one before it with the same key, whose texts stay as they
     are then, with the finish_reason "superseded"."""
     timeout: float | None = Field(None, gt=0, le=MAX_TIMEOUT)
-    """Seconds, those in the queue too, after which the texts stay as they are, with the finish_reason "timeout"."""
+    """Seconds from its arrival, after which the texts stay as they are, with the finish_reason "timeout"."""
     receipt: bool = False
     """Tell what the answer follows from, the seed too, so that `gpt2-mlx replay` can draw it again."""
 

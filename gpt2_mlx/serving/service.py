@@ -40,5 +40,5 @@ class Service:
 
     @cached_property
     def examiner(self) -> Examiner:
-        """What checks the constraints of requests."""
+        """What examines the constraints of requests."""
         return Examiner(self.encoding)
