@@ -2,8 +2,8 @@
 
 MLX finds `cblas_sgemm` through the dynamic linker, which asks the global scope first. The wheel `scipy-openblas32`
 carries OpenBLAS under names that begin with `scipy_`, so `cblas.cpp`, compiled by the C++ compiler that `mx.compile`
-needs on the CPU anyhow, gives it the plain name, and multiplies few rows itself. Float32 matrix products run 15 to 30
-times faster for it. macOS has Accelerate and needs none of this.
+needs on the CPU anyhow, gives it the plain name, and multiplies up to 512 rows itself. Float32 matrix products run 15
+to 30 times faster for it. macOS has Accelerate and needs none of this.
 
 The environment variable GPT2_MLX_BLAS chooses: `auto` is all of this, `openblas` leaves few rows to OpenBLAS too, `off`
 leaves MLX its own BLAS.
@@ -98,7 +98,7 @@ def _load(own_kernel: bool) -> str:
     _cblas.gpt2_mlx_products.restype = ctypes.c_long
     if own_kernel:
         return f"{openblas}, own kernel for few rows ({level})"
-    ctypes.c_int.in_dll(_cblas, "gpt2_mlx_few_rows").value = 0
+    ctypes.c_int.in_dll(_cblas, "gpt2_mlx_most_rows").value = 0
     return openblas
 
 
