@@ -8,7 +8,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
-from . import adapter, cli, device, layout, tokenizer
+from . import adapter, cli, layout, tokenizer
 from .arrays import named, read_arrays, write_arrays
 from .config import GPT2Config
 from .files import link, new_folder, read_json, remove_folder, write_json
@@ -101,8 +101,7 @@ def loading(
     if quantize:
         with named(folder):
             model.quantize(quantize)
-    if device.on_gpu():  # with a hub's weights, (in, out) views, a GPU decodes by a slower kernel
-        model.update(tree_map(mx.contiguous, model.parameters()))
+    model.update(tree_map(mx.contiguous, model.parameters()))  # a hub's weights are (in, out) views, slow in products
     yield from _evaluating(model, folder, finite)
     return model
 
@@ -110,8 +109,8 @@ def loading(
 def load_weights(folder: Path, model: GPT2) -> None:
     """Put a checkpoint's weights into a model of the same shape, in the memory layout of new weights. Raises as `load`.
 
-    `load` keeps the layout of the file, (in, out), which is faster. But the order in which a product is summed may
-    depend on the layout, and a resumed run must have the same bits as a run that was never stopped.
+    The order in which a product is summed may depend on the layout, and a resumed run must have the same bits as a run
+    that was never stopped.
     """
     if model.lora:
         return adapter.restore(folder, model)

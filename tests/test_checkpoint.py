@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
-from gpt2_mlx import checkpoint, device, layout, tokenizer
+from gpt2_mlx import checkpoint, layout, tokenizer
 from gpt2_mlx.config import GPT2Config
 from gpt2_mlx.model import GPT2
 
@@ -303,12 +303,9 @@ def test_on_a_disk_without_links_a_file_tells_the_name(tmp_path, small, monkeypa
     assert len(checkpoint.all_of(run)) == 2
 
 
-@pytest.mark.parametrize("on_gpu", [True, False])
-def test_a_gpu_decodes_with_weights_that_lie_in_order(saved, monkeypatch, on_gpu):
-    """The file holds (in, out); as (out, in) views of it a GPU takes a slower kernel."""
-    _, folder = saved
-    monkeypatch.setattr(device, "on_gpu", lambda: on_gpu)
+def test_weights_lie_in_order(saved):
+    """The file holds (in, out); as (out, in) views of it products are slower."""
+    model, folder = saved
     loaded = dict(tree_flatten(checkpoint.load(folder).parameters()))
-    assert memoryview(loaded["h.0.mlp.c_fc.weight"]).c_contiguous == on_gpu
-    monkeypatch.undo()
-    assert all((loaded[name] == p).all() for name, p in tree_flatten(checkpoint.load(folder).parameters()))
+    assert all(memoryview(p).c_contiguous for p in loaded.values())
+    assert all((loaded[name] == p).all() for name, p in tree_flatten(model.parameters()))
