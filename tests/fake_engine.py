@@ -55,6 +55,9 @@ class FakeEngine:
         self.waiting, self.running = deque(), {}
         return self
 
+    def learn_vocabulary(self):
+        pass
+
     def add(self, id, prompt, params, request, checkpoint):
         if max(prompt) >= self.vocab_size:
             raise ValueError("a token is out of range")

@@ -2,6 +2,7 @@
 
 import json
 import re
+import threading
 
 import jsonschema
 import llguidance
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mlx.utils import tree_map
+from patience import PATIENCE
 from test_engine import run, tokens_of
 
 from gpt2_mlx import tokenizer
@@ -290,6 +292,40 @@ def test_compiling_a_constraint_is_announced_and_does_not_count_as_a_token(model
     id = engine.add([1], SamplingParams(constraint=Constraint("regex", "[0-9]{3}"), top_k=0, max_tokens=1))
     run(engine, id)
     assert passes == [(id, 0), (id, 1)]
+
+
+class HeldMatchers(Matchers):
+    """They are made once they are let."""
+
+    def __init__(self):
+        super().__init__(ENCODING, V)
+        self.let = threading.Event()
+
+    def make(self, constraint):
+        assert self.let.wait(PATIENCE)
+        return super().make(constraint)
+
+
+def test_nobody_waits_for_anothers_constraint(model):
+    """What it is blamed for is told before each pass meanwhile, and its text is as ever."""
+    passes = []
+    engine = Engine(model, 4, on_pass=lambda ids, n: passes.append((ids, n)), encoding=ENCODING)
+    engine._matchers = matchers = HeldMatchers()
+    params = SamplingParams(constraint=Constraint("regex", "[0-9]{9}"), max_tokens=9, seed=1)
+    alone = Engine(model, 1, encoding=ENCODING)
+    expected = tokens_of(run(alone, id := alone.add([7, 8], params))[id])
+    bound, left = engine.add([7, 8], params), engine.add([7, 8], params)
+    free = [engine.add([i, 8], SamplingParams(max_tokens=12, seed=i)) for i in (1, 2)]
+    outputs = [output for _ in range(20) for output in engine.step()]
+    assert {(output.id, output.finish_reason) for output in outputs if output.finish_reason} == {
+        (id, "length") for id in free
+    }
+    assert ([*free, bound, left], 2) in passes
+    engine.cancel(left)
+    assert engine.step() == []
+    matchers.let.set()
+    assert tokens_of(run(engine, bound)[bound]) == expected
+    assert not engine.has_work
 
 
 def test_from_python(model):

@@ -6,6 +6,7 @@ llguidance keeps the state. A token costs some hundredths of a millisecond where
 import json
 import re
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 
 import llguidance
@@ -80,6 +81,7 @@ class Matchers:
     def __init__(self, encoding: Encoding, vocab_size: int):
         self._encoding, self._vocab_size = encoding, vocab_size
         self._ready: dict[Constraint, llguidance.LLMatcher] = {}  # states of empty texts, the last used last
+        self._thread = ThreadPoolExecutor(1)  # which starts with the first that begins
 
     @property
     def vocabulary(self) -> llguidance.LLTokenizer:
@@ -92,6 +94,10 @@ class Matchers:
         if len(self._ready) > MAX_KEPT:
             del self._ready[next(iter(self._ready))]
         return Matcher(state.deep_copy(), self._vocab_size)
+
+    def begin(self, constraint: Constraint) -> Future[Matcher]:
+        """As `make`, in a thread: it may take a second, during which others can go on."""
+        return self._thread.submit(self.make, constraint)
 
     def _build(self, constraint: Constraint) -> llguidance.LLMatcher:
         if constraint.kind == "json_schema":

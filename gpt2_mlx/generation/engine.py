@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable
+from concurrent.futures import wait
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -20,6 +21,7 @@ from .sampling import constrained, penalised, sample, uniform
 from .scheduler import Scheduler, Sequence, Status
 
 WAYS = ({}, {"temperature": 0}, {"top_k": 0}, {"top_k": 0, "top_p": 0.9}, {"logprobs": 5}, {"presence_penalty": 1})
+LITTLE = 0.01  # seconds to wait for a constraint, where nothing else is to do
 _ids = itertools.count()  # ids of sequences, unique in the process, also across engines
 
 
@@ -56,7 +58,8 @@ class Engine:
         model: evaluated, and used by this thread alone.
         n_slots: the largest number of sequences that run at once; the others wait.
         on_pass: called before each forward pass with the ids of its sequences and the number of its tokens, and before
-            a constraint is compiled with the id of its sequence and 0.
+            a constraint is compiled with the id of its sequence and 0; the ids of those that are being compiled beside
+            it follow.
         n_prefixes: the largest number of blocks of prompts to keep for prompts that begin as these did.
         encoding: the tokenizer, for constraints and for the token that ends a text; without it none does.
 
@@ -74,10 +77,10 @@ class Engine:
     ):
         self.model = model
         self.prefixes = Prefixes(n_prefixes)
-        self._on_pass = on_pass
+        self._tell_pass = on_pass
         self.block_size, self.vocab_size = model.config.block_size, model.config.vocab_size
         self._cache = KVCache(model.config, n_slots, model.dtype)
-        self._prefill = Prefill(model, self._cache, self.prefixes, on_pass)
+        self._prefill = Prefill(model, self._cache, self.prefixes, self._on_pass)
         self._decoder = Decoder(model, self._cache)
         self._scheduler = Scheduler(n_slots)
         self._sequences: dict[int, Sequence] = {}
@@ -135,6 +138,11 @@ class Engine:
         while self.has_work:
             self.step()
 
+    def learn_vocabulary(self) -> None:
+        """Make what all constraints need of the vocabulary; for GPT-2's that takes a quarter of a second."""
+        if self._encoding:
+            _ = self._matchers.vocabulary
+
     @property
     def has_work(self) -> bool:
         return bool(self._sequences)
@@ -156,8 +164,11 @@ class Engine:
         outputs = [self._output(s, None) for s in sequences if s.params.max_tokens == 0]
         sequences = [s for s in sequences if s.params.max_tokens]
         outputs += [output for s in sequences if s.params.constraint and (output := self._follow(s))]
+        if compiling := [s.compiling for s in sequences if s.compiling and not s.matcher]:
+            sequences = [s for s in sequences if s.compiling not in compiling]
         sequences = [s for s in sequences if s.status is Status.RUNNING]
         if not sequences:
+            wait(compiling, LITTLE)
             return outputs
         self._on_pass([s.id for s in sequences], len(sequences))
         logits = self._decoder.next_logits(sequences)  # (B, V)
@@ -192,13 +203,19 @@ class Engine:
     def _follow(self, sequence: Sequence) -> Output | None:
         """Find what a sequence's constraint allows next; an output that ends the sequence where that cannot be."""
         try:
-            if not sequence.matcher:
+            if not sequence.compiling:
                 self._on_pass([sequence.id], 0)  # if the process dies of it, this sequence is why
-                sequence.matcher = self._matchers.make(sequence.params.constraint)
-            sequence.allowed = sequence.matcher.allowed()
+                sequence.compiling = self._matchers.begin(sequence.params.constraint)
+            if sequence.compiling.done():
+                sequence.matcher = sequence.compiling.result()
+                sequence.allowed = sequence.matcher.allowed()
         except ValueError as error:
             self._finish(sequence, "failed")
             return Output(sequence.id, (), failure=str(error))
+
+    def _on_pass(self, ids: list[int], n_tokens: int) -> None:
+        compiling = [s.id for s in self._sequences.values() if s.compiling and not s.matcher]
+        self._tell_pass([*ids, *compiling], n_tokens)
 
     @cached_property
     def _matchers(self):

@@ -127,6 +127,10 @@ class Engines:
         """Warm up the engine that answers; those that come later run the same shapes."""
         self._engines[self.checkpoint].warm_up()
 
+    def learn_vocabulary(self) -> None:
+        """Have the engine that answers learn its vocabulary, so that the first constraint stops nobody."""
+        self._engines[self.checkpoint].learn_vocabulary()
+
     def take_news(self) -> list[Loaded | NotLoaded | NotTaken]:
         """What became of checkpoints and of what waited for them; also the time to let idle engines go."""
         now = time.monotonic()

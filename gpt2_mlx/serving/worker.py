@@ -82,6 +82,7 @@ def run(build: Callable[..., Engines], checkpoint: Path, source: BinaryIO, sink:
     tell(Loaded(engines.checkpoint))
     inbox: queue.SimpleQueue = queue.SimpleQueue()
     threading.Thread(target=_read, args=(source, inbox), daemon=True).start()
+    engines.learn_vocabulary()
     n_running = 0
     while True:
         for message in _received(inbox, wait=not engines.has_work):
