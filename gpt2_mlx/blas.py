@@ -70,6 +70,11 @@ def products() -> int:
     return _cblas.gpt2_mlx_products() if _cblas else 0
 
 
+def alike_rows() -> int:
+    """Up to how many rows a float32 product gives each the bits that it has alone; 0 without a kernel of our own."""
+    return ctypes.c_int.in_dll(_cblas, "gpt2_mlx_most_rows").value if products() else 0
+
+
 def set_threads(n: int) -> None:
     """How many threads one matrix product may use; does nothing where OpenBLAS is not loaded."""
     if _openblas:

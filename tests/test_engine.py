@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 from mlx.utils import tree_map
 
-from gpt2_mlx import device, tokenizer
+from gpt2_mlx import blas, device, tokenizer
 from gpt2_mlx.config import GPT2Config
 from gpt2_mlx.generation import sampling
-from gpt2_mlx.generation.capacity import equal_row_counts, slots_that_fit
+from gpt2_mlx.generation.capacity import alike_rows, equal_row_counts, slots_that_fit
 from gpt2_mlx.generation.engine import Engine
 from gpt2_mlx.generation.params import SamplingParams
 from gpt2_mlx.model import GPT2
@@ -135,6 +135,29 @@ def test_prompts_of_one_shape_are_read_together_on_a_gpu(model, monkeypatch):
         del engine.model.hidden
     assert (3, 24) in shapes
     assert [tokens_of(outputs[id]) for id in ids] == expected
+
+
+@pytest.mark.skipif("own kernel" not in blas.name(called=True), reason="prompts are read one by one here")
+def test_prompts_read_together_on_a_cpu_have_the_bits_that_they_have_alone():
+    model = GPT2(GPT2Config(block_size=256, vocab_size=97, n_layer=2, n_head=3, n_embd=96))
+    pick, passes = random.Random(0), []
+    prompts = [[pick.randrange(97) for _ in range(length)] for length in [18, 20, 24, 25] * 8 + [130, 150, 151]]
+    engine = Engine(model, len(prompts), lambda ids, n_tokens: passes.append(len(ids)))
+    params = SamplingParams(max_tokens=2, logprobs=0)
+    ids = [engine.add(prompt, params) for prompt in prompts]
+    together = run(engine, *ids)
+    assert 512 // 24 in passes
+    for id, prompt in zip(ids, prompts):
+        single = Engine(model, 1)
+        own = single.add(prompt, params)
+        assert [o.tokens for o in together[id]] == [o.tokens for o in run(single, own)[own]]
+
+
+@pytest.mark.parametrize("change", [{"dtype": mx.bfloat16}, {"bits": 8}])
+def test_prompts_are_read_one_by_one_where_their_bits_might_change(change):
+    model = GPT2(GPT2Config(block_size=64, vocab_size=97, n_layer=1, n_head=2, n_embd=64))
+    model.quantize(change["bits"]) if "bits" in change else model.set_dtype(change["dtype"])
+    assert alike_rows(model) == 0
 
 
 def test_slots_take_an_eighth_of_the_memory(monkeypatch):

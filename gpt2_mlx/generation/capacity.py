@@ -3,7 +3,7 @@
 import mlx.core as mx
 import numpy as np
 
-from .. import device
+from .. import blas, device
 from ..config import GPT2Config
 from ..kv_cache import bucket
 from ..model import GPT2
@@ -51,3 +51,8 @@ def equal_row_counts(model: GPT2) -> tuple[int, ...]:
             equal.append(n)
             expected = rows
     return tuple(reversed(equal))
+
+
+def alike_rows(model: GPT2) -> int:
+    """Up to how many rows a pass on a CPU gives each the bits that it has alone; 0 where that is not known."""
+    return 0 if model.quantization or model.dtype != mx.float32 else blas.alike_rows()

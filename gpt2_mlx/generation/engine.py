@@ -51,8 +51,8 @@ class Output:
 class Engine:
     """Generates many sequences at once.
 
-    Every sequence gets the text that it would get alone. On a CPU it gets the same bits: a prompt is read by itself, in
-    chunks cut at fixed places, and rows are decoded together only in numbers that do not change the bits of a row.
+    Every sequence gets the text that it would get alone. On a CPU it gets the same bits: prompts are read in
+    chunks cut at fixed places, and rows are read or decoded together only in numbers that do not change their bits.
 
     Args:
         model: evaluated, and used by this thread alone.

@@ -7,6 +7,7 @@ import mlx.core as mx
 from .. import device
 from ..kv_cache import KVCache, bucket
 from ..model import GPT2
+from .capacity import alike_rows
 from .prefixes import Prefixes
 from .scheduler import CHUNK, Sequence
 
@@ -30,7 +31,7 @@ class Prefill:
             yield from self._pass(group)
 
     def _groups(self, sequences: list[Sequence], running: Collection[Sequence]) -> list[list[Sequence]]:
-        """Sequences to read together: on a GPU those of one shape; on a CPU each alone, or its bits would change."""
+        """Sequences to read together: those of one shape, on a CPU only so many that none has other bits than alone."""
         groups: dict = {}
         taken: list[Sequence] = []
         for sequence in sequences:
@@ -40,8 +41,12 @@ class Prefill:
                 continue  # in a later step it copies what the other reads now
             taken.append(sequence)
             shape = _width(sequence.chunk), bucket(sequence.cached + sequence.chunk)
-            groups.setdefault(shape if device.on_gpu() else sequence.id, []).append(sequence)
-        return list(groups.values())
+            groups.setdefault(shape, []).append(sequence)
+        parts = []
+        for (width, _), group in groups.items():
+            n = len(group) if device.on_gpu() else max(1, alike_rows(self._model) // width)
+            parts += [group[i : i + n] for i in range(0, len(group), n)]
+        return parts
 
     def _copy_from(self, running: Collection[Sequence], sequence: Sequence) -> None:
         """Copy what another slot holds of the same prompt."""
