@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import json
 import re
 import socket
@@ -14,13 +15,16 @@ import uvicorn
 from fake_engine import ENCODING, SCRIPT, FakeEngine, ThreadProcess
 from patience import PATIENCE, eventually
 
+from gpt2_mlx import template, tokenizer
 from gpt2_mlx.serving import app
 from gpt2_mlx.serving.async_engine import AsyncEngine
 from gpt2_mlx.serving.service import Service
 from gpt2_mlx.serving.telemetry import Telemetry
 
-SENTENCE, COMPLETIONS = "/complete-sentence", "/v1/completions"
+SENTENCE, COMPLETIONS, CHAT = "/complete-sentence", "/v1/completions", "/v1/chat/completions"
 HOST = "127.0.0.1"
+VOCABULARY = tokenizer.gpt2()
+CHATTY = dataclasses.replace(VOCABULARY, template=template.OURS)
 
 
 class FakeRun:
@@ -35,7 +39,9 @@ class FakeRun:
 class Client:
     """Sends requests to an app without a network. App and engine live in an event loop in a thread of its own."""
 
-    def __init__(self, fake: FakeEngine, max_queue: int = 32, load: bool = True, run=None, build=None, **service):
+    def __init__(
+        self, fake: FakeEngine, max_queue: int = 32, load: bool = True, run=None, build=None, vocabulary=None, **service
+    ):
         self.fake = fake
         self.loop = asyncio.new_event_loop()
         self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
@@ -46,7 +52,7 @@ class Client:
         if load:
             self.call(self.engine.start)
             eventually(lambda: not self.engine.closed)
-        self.service = Service(self.engine, ENCODING, self.telemetry, run or FakeRun(), **service)
+        self.service = Service(self.engine, vocabulary or VOCABULARY, self.telemetry, run or FakeRun(), **service)
         self.app = app.build(self.service, **({"host": HOST} | (build or {})))
 
     def await_(self, work: Coroutine):

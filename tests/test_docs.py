@@ -10,7 +10,7 @@ from test_imports import GROUND, PACKAGE, imports_of, modules
 from gpt2_mlx.__main__ import COMMANDS
 from gpt2_mlx.config import PRESETS
 from gpt2_mlx.model import GPT2
-from gpt2_mlx.serving import engines, limits, schemas
+from gpt2_mlx.serving import chat, engines, limits, schemas
 from gpt2_mlx.serving.config import ServeConfig
 from gpt2_mlx.training.config import TrainConfig
 
@@ -96,7 +96,7 @@ def test_the_readme_names_every_command_and_no_flag_that_there_is_not():
 FOREIGN_FLAGS = {"help", "version", "lora"}  # of every program, and llama.cpp's
 
 
-@pytest.mark.parametrize("model", [schemas.SentenceRequest, schemas.CompletionRequest])
+@pytest.mark.parametrize("model", [schemas.SentenceRequest, schemas.CompletionRequest, chat.ChatRequest])
 def test_the_readme_names_the_fields_of_requests(model):
     missing = [name for name in model.model_fields if f"`{name}`" not in README and f" {name} " not in README]
     assert not missing

@@ -19,7 +19,7 @@ WINGS = {
     "training": "recipes config loss optim ranks precision adapting evaluation hellaswag progress report memory step"
     " plan trainer budget fork settle run track",
     "serving": "limits config answers errors fields formats schemas parsing messages submission examiner engines jobs"
-    " pulse async_engine watch telemetry worker served_run choice receipts audit service completions forms intake"
+    " pulse async_engine watch telemetry worker served_run chat choice receipts audit service completions forms intake"
     " tokens guard app connections server openapi docs pages",
     "doctor": "reference chips finding tolerance specimens mathematics attention steps draws texts footprint storage"
     " speed machine examination",

@@ -6,15 +6,16 @@ import sys
 from pathlib import Path
 
 import pytest
-from client import COMPLETIONS, SENTENCE, Client, serving
+from client import CHAT, CHATTY, COMPLETIONS, SENTENCE, Client, serving
 from fake_engine import FakeEngine
 from patience import PATIENCE, eventually
 from served import make_run
 
-from gpt2_mlx.serving import answers, docs, limits, openapi, pages, schemas
+from gpt2_mlx.serving import answers, chat, docs, limits, openapi, pages, schemas
 from gpt2_mlx.serving.served_run import ServedRun
 
 DOCUMENT = openapi.document()
+REQUESTS = ((SENTENCE, schemas.SentenceRequest), (COMPLETIONS, schemas.CompletionRequest), (CHAT, chat.ChatRequest))
 
 
 class BriefEngine(FakeEngine):
@@ -30,7 +31,7 @@ class BriefEngine(FakeEngine):
 def client(tmp_path):
     """An app with its pages, over a real run."""
     run = ServedRun(make_run(tmp_path / "verse"), "mine")
-    client = Client(BriefEngine(n_slots=64), run=run, build={"pages": pages.routes()})
+    client = Client(BriefEngine(n_slots=64), run=run, build={"pages": pages.routes()}, vocabulary=CHATTY)
     yield client
     client.close()
 
@@ -48,7 +49,7 @@ def test_nulls_are_described_where_they_are_taken():
             assert {"type": "null"} in schema["properties"][field]["anyOf"]
 
 
-@pytest.mark.parametrize("model", [schemas.SentenceRequest, schemas.CompletionRequest])
+@pytest.mark.parametrize("model", [schemas.SentenceRequest, schemas.CompletionRequest, chat.ChatRequest])
 def test_every_field_has_its_limits_default_and_reason(model):
     fields = DOCUMENT["components"]["schemas"][model.__name__]["properties"]
     assert set(fields) == set(model.model_fields)
@@ -84,7 +85,7 @@ def test_answers_hold_what_is_described(client):
 
 def test_the_page_tells_every_route_and_field():
     page = docs.page(DOCUMENT)
-    for path, model in ((SENTENCE, schemas.SentenceRequest), (COMPLETIONS, schemas.CompletionRequest)):
+    for path, model in REQUESTS:
         assert f"POST {path}" in page
         assert all(f"<code>{name}</code>" in page for name in model.model_fields)
     assert "http://" not in page and "https://" not in page

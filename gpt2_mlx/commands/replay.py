@@ -35,7 +35,7 @@ def main() -> None:
     made = receipt.versions
     how = LoadConfig(device=made.device, dtype=made.dtype, quantize=made.quantize)
     model, vocabulary = how.load(folder)
-    answered = receipts.answered(receipt, vocabulary.encoding, folder, model.config.block_size)
+    answered = receipts.answered(receipt, vocabulary, folder, model.config.block_size)
     engine = Engine(model, 1, encoding=vocabulary.encoding)
     texts = [draw(engine, job, choice) for job, choice in answered.choices(vocabulary.encoding)]
     difference = receipts.difference(receipt.texts, texts)

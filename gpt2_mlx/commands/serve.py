@@ -45,10 +45,12 @@ async def serve(config: ServeConfig, engine: AsyncEngine, path: Path, name: str,
     configure_logging(config.log_format)
     telemetry = Telemetry()
     telemetry.watch(engine)
-    encoding = pretrained.vocabulary(checkpoint.resolve(path)).encoding
+    vocabulary = pretrained.vocabulary(checkpoint.resolve(path))
     run = ServedRun(path, name)
-    service = Service(engine, encoding, telemetry, run, config.api_key, config.watch, config.audit, config)
-    web = app.build(service, config.host, config.allowed_host, config.cors_origin, pages.routes(encoding.n_vocab))
+    service = Service(engine, vocabulary, telemetry, run, config.api_key, config.watch, config.audit, config)
+    web = app.build(
+        service, config.host, config.allowed_host, config.cors_origin, pages.routes(vocabulary.encoding.n_vocab)
+    )
     server = Server(web, config.drain_seconds, engine)
     engine.start(on_failure=lambda: setattr(server, "should_exit", True))
     watching = asyncio.create_task(watch(path, engine)) if config.watch else None

@@ -8,23 +8,23 @@ from starlette.responses import JSONResponse
 FinishReason = Literal["stop", "length", "timeout", "superseded"]
 
 
-class _Answer(BaseModel):
+class Answer(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
 
 
-class PromptTokensDetails(_Answer):
+class PromptTokensDetails(Answer):
     cached_tokens: int
     """Tokens of prompts that the prefix cache had: they were read for an earlier request."""
 
 
-class Usage(_Answer):
+class Usage(Answer):
     prompt_tokens: int
     prompt_tokens_details: PromptTokensDetails
     completion_tokens: int
     total_tokens: int
 
 
-class Logprobs(_Answer):
+class Logprobs(Answer):
     """Of the tokens that begin in the text, and of the `<|endoftext|>` that ends it; natural logarithms, of the model's
     own probabilities."""
 
@@ -37,7 +37,7 @@ class Logprobs(_Answer):
     """Where each token begins, in characters."""
 
 
-class ReceiptText(_Answer):
+class ReceiptText(Answer):
     """What to know a text by."""
 
     tokens: list[int]
@@ -47,7 +47,7 @@ class ReceiptText(_Answer):
     """Of the tokens, the text, its log-probabilities and its finish_reason."""
 
 
-class Versions(_Answer):
+class Versions(Answer):
     """What computed."""
 
     gpt2_mlx: str
@@ -58,10 +58,10 @@ class Versions(_Answer):
     quantize: Literal[8, 4] | None
 
 
-class Receipt(_Answer):
+class Receipt(Answer):
     """What an answer followed from, and what to know it by: `gpt2-mlx replay` draws it again and compares."""
 
-    route: Literal["/complete-sentence", "/v1/completions"]
+    route: Literal["/complete-sentence", "/v1/completions", "/v1/chat/completions"]
     request: dict[str, Any]
     """What was asked for, with the seed that was used, less what has no say in the texts."""
     checkpoint: str
@@ -72,7 +72,7 @@ class Receipt(_Answer):
     texts: list[ReceiptText] = Field(min_length=1)
 
 
-class SentenceEvent(_Answer):
+class SentenceEvent(Answer):
     """A part of a streamed sentence."""
 
     index: int
@@ -84,7 +84,7 @@ class SentenceEvent(_Answer):
     """There at the sample's end."""
 
 
-class SentenceAnswer(_Answer):
+class SentenceAnswer(Answer):
     completed_sentence: str
     """The prompt and what follows it."""
     completed_sentences: list[str] = []
@@ -102,7 +102,7 @@ class SentenceAnswer(_Answer):
     """There if asked for; null if a text did not come to its end, or the checkpoint's files are gone."""
 
 
-class CompletionChoice(_Answer):
+class CompletionChoice(Answer):
     index: int
     text: str
     logprobs: Logprobs | None
@@ -113,7 +113,7 @@ class CompletionChoice(_Answer):
     """How often the window of block_size tokens was moved on."""
 
 
-class CompletionAnswer(_Answer):
+class CompletionAnswer(Answer):
     """OpenAI's text_completion object, of a whole answer and of a stream's events alike."""
 
     id: str
@@ -131,7 +131,7 @@ class CompletionAnswer(_Answer):
     files are gone."""
 
 
-class TokenizeAnswer(_Answer):
+class TokenizeAnswer(Answer):
     count: int
     """How many tokens the text has."""
     max_model_len: int
@@ -139,34 +139,34 @@ class TokenizeAnswer(_Answer):
     tokens: list[int]
 
 
-class DetokenizeAnswer(_Answer):
+class DetokenizeAnswer(Answer):
     prompt: str
     """The text; bytes that are no character are U+FFFD."""
 
 
-class Model(_Answer):
+class Model(Answer):
     id: str
     object: Literal["model"]
     created: int
     owned_by: str
 
 
-class Models(_Answer):
+class Models(Answer):
     object: Literal["list"]
     data: list[Model]
 
 
-class Health(_Answer):
+class Health(Answer):
     status: Literal["ok"]
 
 
-class Ready(_Answer):
+class Ready(Answer):
     status: Literal["ready"]
     checkpoint: str
     """The one that answers where a request names none."""
 
 
-class Checkpoint(_Answer):
+class Checkpoint(Answer):
     name: str
     step: int | None
     val_loss: float | None
@@ -175,7 +175,7 @@ class Checkpoint(_Answer):
     """The same loss per byte of text, by which models with different vocabularies are compared."""
 
 
-class Card(_Answer):
+class Card(Answer):
     model: str
     preset: str | None
     """None for a shape that is no preset's."""
@@ -207,7 +207,7 @@ class Card(_Answer):
     """Why a request would not be served; None if it would."""
 
 
-class ErrorFacts(_Answer):
+class ErrorFacts(Answer):
     message: str
     """For people."""
     type: str
@@ -217,7 +217,7 @@ class ErrorFacts(_Answer):
     """For programs."""
 
 
-class Error(_Answer):
+class Error(Answer):
     error: ErrorFacts
 
 

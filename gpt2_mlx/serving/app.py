@@ -18,10 +18,11 @@ from starlette.types import Receive, Scope, Send
 
 from . import errors, schemas, tokens
 from .answers import Health, Model, Models, Ready, answer
+from .chat import ChatRequest
 from .choice import EncodedPrompt
 from .completions import Generation
 from .errors import ApiError
-from .forms import CompletionForm, Form, SentenceForm, events, whole
+from .forms import ChatForm, CompletionForm, Form, SentenceForm, events, whole
 from .guard import Guard
 from .intake import read_body, service_of
 from .limits import MAX_ECHO_CHARS, MAX_NUMBERS
@@ -52,6 +53,7 @@ def build(
     routes = [
         Route("/complete-sentence", complete_sentence, methods=["POST"]),
         Route("/v1/completions", completions, methods=["POST"]),
+        Route("/v1/chat/completions", chat_completions, methods=["POST"]),
         Route("/v1/models", models),
         Route("/tokenize", tokens.tokenize, methods=["POST"]),
         Route("/detokenize", tokens.detokenize, methods=["POST"]),
@@ -81,6 +83,10 @@ async def complete_sentence(request: Request) -> Response:
 
 async def completions(request: Request) -> Response:
     return await _complete(request, schemas.CompletionRequest, CompletionForm)
+
+
+async def chat_completions(request: Request) -> Response:
+    return await _complete(request, ChatRequest, ChatForm)
 
 
 async def models(request: Request) -> Response:
@@ -126,7 +132,7 @@ async def _complete(request: Request, schema: type[Parsed], form_of: type[Form])
 def _read(service: Service, schema: type[Parsed], body: bytes) -> tuple[schemas.TextRequest, list[EncodedPrompt]]:
     request = parse(schema, body, service.encoding.n_vocab)
     block_size = service.run.block_size
-    prompts = [EncodedPrompt.of(prompt, service.encoding, block_size, request.echo) for prompt in request.prompts]
+    prompts = [EncodedPrompt.of(prompt, service.vocabulary, block_size, request.echo) for prompt in request.prompts]
     _check_answer(request, prompts)
     return request, prompts
 

@@ -6,11 +6,13 @@ from dataclasses import dataclass, field
 
 import tiktoken
 
+from .. import template
 from ..generation.engine import Output, Token
 from ..generation.text import TextStream
-from ..tokenizer import StreamingDecoder, token_bytes
+from ..tokenizer import StreamingDecoder, Vocabulary, token_bytes
 from .answers import Logprobs, ReceiptText
-from .fields import Prompt
+from .errors import ApiError
+from .fields import Conversation, Prompt
 from .limits import N_SEEDS
 from .schemas import TextRequest
 from .submission import Job
@@ -24,6 +26,7 @@ class TokenNote:
     offset: int  # in the text of the answer, characters
     logprob: float | None
     top: dict[str, float] | None
+    token: Token
 
 
 @dataclass
@@ -36,13 +39,30 @@ class EncodedPrompt:
     notes: list[TokenNote] | None = None  # of its tokens, once they are known; the same for all samples
 
     @classmethod
-    def of(cls, prompt: Prompt, encoding: tiktoken.Encoding, block_size: int, echo: bool) -> "EncodedPrompt":
-        """An empty text begins as a document does, after <|endoftext|>."""
+    def of(cls, prompt: Prompt, vocabulary: Vocabulary, block_size: int, echo: bool) -> "EncodedPrompt":
+        """An empty text begins as a document does, after <|endoftext|>.
+
+        Raises:
+            ApiError: 400, a conversation cannot be put as a prompt.
+        """
+        encoding = vocabulary.encoding
         if isinstance(prompt, str):
             ids, text = encoding.encode_ordinary(prompt) or [encoding.eot_token], prompt
+        elif isinstance(prompt, tuple):
+            ids, text = _of_conversation(prompt, vocabulary) or [encoding.eot_token], ""
         else:
             ids, text = prompt, encoding.decode_bytes(prompt).decode(errors="replace") if echo else ""
         return cls(ids, ids[-block_size:], text)
+
+
+def _of_conversation(messages: Conversation, vocabulary: Vocabulary) -> list[int]:
+    if not vocabulary.template:
+        message = "the model has no chat template that its tokens spell, so it cannot chat: use /v1/completions"
+        raise ApiError(400, message, "messages", code="no_chat_template")
+    try:
+        return template.encode(vocabulary.encoding, template.render(vocabulary.template, list(messages)))
+    except ValueError as error:
+        raise ApiError(400, str(error), "messages", code="invalid_value") from None
 
 
 @dataclass
@@ -147,11 +167,11 @@ class Choice:
         return notes
 
     def _note(self, token: Token, offset: int) -> TokenNote:
-        text, top = _token_text(self._encoding, token.id), None
+        text, top = token_text(self._encoding, token.id), None
         if token.logprob is not None:
-            top = {_token_text(self._encoding, id): logprob for id, logprob in token.alternatives}
+            top = {token_text(self._encoding, id): logprob for id, logprob in token.alternatives}
             top.setdefault(text, token.logprob)
-        return TokenNote(text, offset, token.logprob, top)
+        return TokenNote(text, offset, token.logprob, top, token)
 
     def _certain_notes(self, reason: str | None) -> list[TokenNote]:
         """The notes of tokens that begin in the text handed out; at a natural end, all that are left."""
@@ -173,7 +193,7 @@ def choices_of(
     return [((p.context, params), Choice(i, p, request, encoding)) for i, (p, params) in enumerate(pairs)]
 
 
-def _token_text(encoding: tiktoken.Encoding, id: int) -> str:
+def token_text(encoding: tiktoken.Encoding, id: int) -> str:
     """A token by itself, as OpenAI's API shows it: its text, or "bytes:\\xe2\\x80" where it is part of a character."""
     raw = token_bytes(encoding, id)
     try:

@@ -11,7 +11,8 @@ from pydantic import BaseModel, ConfigDict, PlainValidator, ValidationInfo, With
 from ..tokenizer import VOCAB_SIZE
 from .limits import MAX_BIAS, MAX_BIASES, MAX_PROMPT_CHARS, MAX_PROMPTS, MAX_STOP_CHARS, MAX_STOPS
 
-Prompt = str | list[int]
+Conversation = tuple[dict[str, str], ...]  # messages, each with a role and a content
+Prompt = str | list[int] | Conversation
 
 
 class Body(BaseModel):

@@ -8,8 +8,20 @@ from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse
 
+from ..tokenizer import token_bytes
 from .answers import CompletionAnswer, CompletionChoice, Receipt, SentenceAnswer, SentenceEvent, Usage, answer
-from .choice import Choice, Delta
+from .chat import (
+    ChatAnswer,
+    ChatChoice,
+    ChatDelta,
+    ChatEvent,
+    ChatLogprobs,
+    ChatMessage,
+    ChatPart,
+    ChatToken,
+    ChatTokenChoice,
+)
+from .choice import Choice, Delta, token_text
 from .completions import Generation, beside
 from .errors import ApiError
 from .telemetry import request_id
@@ -85,7 +97,67 @@ class CompletionForm:
         )
 
 
-Form = SentenceForm | CompletionForm
+class ChatForm:
+    """How POST /v1/chat/completions tells a generation: OpenAI's chat.completion object and its chunks."""
+
+    def __init__(self, generation: Generation):
+        self.generation = generation
+        self._wants_usage = generation.request.stream_options.include_usage
+        self._begun: set[int] = set()  # the choices that have had an event
+        self._shared = {
+            "id": f"chatcmpl-{request_id.get()}",
+            "created": int(time.time()),
+            "model": generation.service.run.name,
+            "system_fingerprint": generation.checkpoint,
+        }
+
+    def event(self, choice: Choice, delta: Delta) -> ChatEvent:
+        role = {} if choice.index in self._begun else {"role": "assistant"}
+        self._begun.add(choice.index)
+        part = ChatPart(
+            index=choice.index,
+            delta=ChatDelta(content=delta.text, **role),
+            logprobs=self._logprobs(delta),
+            finish_reason=delta.finish_reason,
+        )
+        return self._chunk([part], **({"usage": None} if self._wants_usage else {}))
+
+    def last_events(self, **receipt: Receipt | None) -> list[ChatEvent]:
+        usage = {"usage": self.generation.usage} if self._wants_usage else {}
+        return [self._chunk([], **usage, **receipt)] if usage or receipt else []
+
+    def answer(self, **receipt: Receipt | None) -> ChatAnswer:
+        choices = [self._choice(choice.index, choice.whole) for choice in self.generation.choices]
+        usage = self.generation.usage
+        return ChatAnswer(object="chat.completion", choices=choices, usage=usage, **self._shared, **receipt)
+
+    def _chunk(self, parts: list[ChatPart], **more: Usage | Receipt | None) -> ChatEvent:
+        return ChatEvent(object="chat.completion.chunk", choices=parts, **self._shared, **more)
+
+    def _choice(self, index: int, whole: Delta) -> ChatChoice:
+        return ChatChoice(
+            index=index,
+            message=ChatMessage(role="assistant", content=whole.text, refusal=None),
+            logprobs=self._logprobs(whole),
+            finish_reason=whole.finish_reason,
+            slides=whole.slides,
+        )
+
+    def _logprobs(self, delta: Delta) -> ChatLogprobs | None:
+        if not self.generation.request.wants_logprobs:
+            return None
+        content = []
+        for token in (note.token for note in delta.notes):
+            others = [ChatToken(**self._told(*other)) for other in token.alternatives]
+            content.append(ChatTokenChoice(**self._told(token.id, token.logprob), top_logprobs=others))
+        return ChatLogprobs(content=content, refusal=None)
+
+    def _told(self, id: int, logprob: float) -> dict:
+        encoding = self.generation.service.encoding
+        return {"token": token_text(encoding, id), "logprob": logprob, "bytes": list(token_bytes(encoding, id))}
+
+
+Form = SentenceForm | CompletionForm | ChatForm
 
 
 async def whole(form: Form) -> JSONResponse:

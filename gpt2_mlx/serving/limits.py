@@ -5,6 +5,7 @@ MAX_BODY = 1 << 20  # bytes
 MAX_READ = 16 << 20  # bytes of a body that is too large, read and dropped so that its sender hears the answer
 MAX_PROMPT_CHARS = 400_000  # of all prompts together; token ids count as one each
 MAX_PROMPTS = 64
+MAX_MESSAGES = 1024  # of a conversation
 MAX_SEQUENCES = 128  # prompts x n
 MAX_TOKENS = 4096
 MAX_N = 64

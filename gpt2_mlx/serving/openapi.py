@@ -6,7 +6,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from ..tokenizer import VOCAB_SIZE
-from . import answers, schemas, tokens
+from . import answers, chat, schemas, tokens
 from .fields import OF_GPT2, Body, schemas_of_ids
 from .limits import MAX_BODY
 
@@ -66,6 +66,16 @@ OPERATIONS = (
         " Fields of others that would change the text are refused.",
     ),
     Operation(
+        "/v1/chat/completions",
+        "OpenAI's chat completions",
+        chat.ChatAnswer,
+        tuple(_BAD),
+        chat.ChatRequest,
+        "For models with a chat template; works with the `openai` package. Streamed, each event is a"
+        " `chat.completion.chunk`. The additions are those of `/v1/completions`; fields of others, such as `tools` and"
+        " `audio`, are refused.",
+    ),
+    Operation(
         "/tokenize",
         "A text as token ids",
         answers.TokenizeAnswer,
@@ -108,7 +118,7 @@ def _describe(operation: Operation) -> dict[str, Any]:
         facts["description"] = operation.description
     if operation.request:
         facts["requestBody"] = {"required": True, "content": _content(operation.request)}
-    if operation.request in (schemas.SentenceRequest, schemas.CompletionRequest):
+    if operation.request in (schemas.SentenceRequest, schemas.CompletionRequest, chat.ChatRequest):
         good = {"description": "The whole text, or with `stream` its events", "content": content}
         content["text/event-stream"] = {"schema": _EVENT}
     if operation.parameters:

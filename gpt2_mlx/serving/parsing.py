@@ -50,7 +50,8 @@ def _complaint(model: type[BaseModel], error: dict) -> ApiError:
     if error["type"] == "json_invalid":
         return _bad(None, f"the body is not JSON: {error['ctx']['error']}")
     if not error["loc"]:
-        return _bad(None, "the body must be a JSON object")
+        whole = error["type"] == "value_error"
+        return _bad(None, str(error["ctx"]["error"]) if whole else "the body must be a JSON object")
     if error["type"] == "missing":
         return _bad(name, f"{name} is missing")
     if error["type"] == "extra_forbidden":

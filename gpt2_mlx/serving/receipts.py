@@ -16,14 +16,20 @@ from starlette.concurrency import run_in_threadpool
 from .. import __version__, device, pretrained
 from ..files import sha256_of_each
 from ..pretrained import LoadConfig
+from ..tokenizer import Vocabulary
 from .answers import Receipt, ReceiptText, Versions
+from .chat import ChatRequest
 from .choice import Choice, EncodedPrompt, choices_of
 from .errors import ApiError
 from .parsing import parse
 from .schemas import CompletionRequest, SentenceRequest, TextRequest
 from .submission import Job
 
-ROUTES = {"/complete-sentence": SentenceRequest, "/v1/completions": CompletionRequest}
+ROUTES = {
+    "/complete-sentence": SentenceRequest,
+    "/v1/completions": CompletionRequest,
+    "/v1/chat/completions": ChatRequest,
+}
 # What has no say in the texts.
 WITHOUT = {"stream", "stream_options", "supersede", "timeout", "receipt", "checkpoint", "model", "user", "metadata"}
 WITHOUT |= {"store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"}
@@ -109,15 +115,15 @@ def read(path: Path) -> Receipt:
         raise ValueError(f"{path} is no receipt: {f'{where}: ' if where else ''}{first['msg']}") from None
 
 
-def answered(receipt: Receipt, encoding: tiktoken.Encoding, folder: Path, block_size: int) -> Answered:
+def answered(receipt: Receipt, vocabulary: Vocabulary, folder: Path, block_size: int) -> Answered:
     """What a receipt tells of. Raises a ValueError where its request is none that the service would take."""
     try:
-        request = parse(ROUTES[receipt.route], json.dumps(receipt.request).encode(), encoding.n_vocab)
+        request = parse(ROUTES[receipt.route], json.dumps(receipt.request).encode(), vocabulary.encoding.n_vocab)
+        prompts = [EncodedPrompt.of(prompt, vocabulary, block_size, request.echo) for prompt in request.prompts]
     except ApiError as error:
         raise ValueError(f"the receipt's request cannot be run: {error}") from None
     if request.seed is None:
         raise ValueError("the receipt's request has no seed")
-    prompts = [EncodedPrompt.of(prompt, encoding, block_size, request.echo) for prompt in request.prompts]
     if (n := len(prompts) * request.n) != len(receipt.texts):
         raise ValueError(f"the receipt has {len(receipt.texts)} texts, but its request asks for {n}")
     return Answered(request, prompts, folder, receipt.texts)

@@ -7,6 +7,7 @@ from functools import cached_property
 import tiktoken
 
 from ..pretrained import LoadConfig
+from ..tokenizer import Vocabulary
 from .async_engine import AsyncEngine
 from .audit import Audits
 from .examiner import Examiner
@@ -20,7 +21,7 @@ class Service:
     """What every request needs."""
 
     engine: AsyncEngine
-    encoding: tiktoken.Encoding
+    vocabulary: Vocabulary
     telemetry: Telemetry
     run: ServedRun
     api_key: str | None = None
@@ -28,6 +29,10 @@ class Service:
     audit: float = 0.0  # the share of the requests that is audited
     how: LoadConfig = field(default_factory=LoadConfig)  # how the engine loads its models
     created: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def encoding(self) -> tiktoken.Encoding:
+        return self.vocabulary.encoding
 
     @cached_property
     def receipts(self) -> Receipts:
