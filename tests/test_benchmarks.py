@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import common, contestants, mac, plan, tokenize, train_step
-from gpt2_mlx import device
+from benchmarks import adapters, common, contestants, mac, plan, tokenize, train_step
+from benchmarks.weights import save_random
+from gpt2_mlx import GPT2Config, device
 from gpt2_mlx.training.config import TrainConfig
 from gpt2_mlx.training.recipes import OWN_VOCABULARY
 
@@ -67,6 +68,16 @@ def test_plan_measures_a_configuration_beside_its_prediction():
     result = plan.measure(fields)
     assert result["configuration"] == fields and result["seconds"] > 0
     assert 1 + result["off"] == pytest.approx(result["predicted_gb"] / result["measured_gb"])
+
+
+def test_an_adapters_run_tells_what_it_took(text, tmp_path):
+    save_random(GPT2Config(block_size=16, n_layer=2, n_head=1, n_embd=32), tmp_path / "base")
+    settings = adapters.Settings(steps=2, data=str(text))
+    result = adapters.train(settings, tmp_path / "base", tmp_path / "run", {"lora_rank": 4, "quantize": 4})
+    assert result["trained"] == 2 * 4 * 32 * (4 + 2 + 5 + 5)
+    assert result["seconds"] > 0 and result["peak_gb"] > result["arrays_gb"] > 0
+    adapter = 4 * 4 * result["trained"]  # bytes: twice for other programs, and its two moments
+    assert adapter < 1e6 * result["checkpoint_mb"] < (tmp_path / "base" / "model.safetensors").stat().st_size
 
 
 def test_a_worker_answers_by_rounds_and_tells_its_memory():

@@ -6,7 +6,6 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import mlx.core as mx
-from mlx.utils import tree_map
 
 from .. import checkpoint, inventory, metrics, pretrained
 from ..corpus.dataset import SPLITS
@@ -83,7 +82,7 @@ def initial(config: TrainConfig, init: Path | None, begun: Path | None) -> GPT2:
             raise ValueError(f"--init-from is {config.init_from}, which is quantised; training needs float weights")
         weights.wpe.weight = weights.wpe.weight[: config.block_size]
         weights.set_dtype(mx.float32)
-        model.update(tree_map(mx.contiguous, weights.parameters()))
+        model.update(weights.parameters())
         adapting.lower_base(model, config)
         return model
 
