@@ -4,6 +4,7 @@ Shapes: S slots, B rows, H n_head, T new tokens, L tokens attended to, D head_di
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import mlx.core as mx
 import numpy as np
@@ -56,7 +57,8 @@ class KVCache:
         Raises a ValueError where a slot would hold more than block_size tokens.
 
         Args:
-            slots: (S,) the slots.
+            slots: (S,) the slots. Where T is 1 a slot may stand here several times in a row, for tokens that follow
+                each other; each gets the bits that it would get in a pass of its own.
             starts: (S,) the number of tokens that each slot holds.
             counts: (S,) the number of new tokens for each slot.
             width: T; the new tokens are padded on the right to this length.
@@ -70,7 +72,8 @@ class KVCache:
         at = np.array(starts, np.int32)[:, None] + np.arange(width, dtype=np.int32)  # (S, T)
         is_padding = at >= ends[:, None]
         positions = np.pad(np.where(is_padding, 0, at), ((0, n_padding), (0, 0)))
-        is_range = slots == list(range(slots[0], slots[-1] + 1))
+        runs, places = _runs(slots, counts) if len(set(slots)) < len(slots) else (None, None)
+        is_range = runs is not None or slots == list(range(slots[0], slots[-1] + 1))
         return CacheView(
             self,
             slice(slots[0], slots[-1] + 1) if is_range else mx.array(slots),
@@ -80,16 +83,17 @@ class KVCache:
             mx.array(positions),
             mx.array(np.where(is_padding, self.capacity - 1, at)),
             mx.array(slots)[:, None],
-            self._mask(at, length),
+            self._mask(at if runs is None else at[:, 0][runs], length, is_decoding=width == 1),
+            None if runs is None else (mx.array(runs), mx.array(places)),
             slice(starts[0], int(ends[0])) if len(slots) == 1 and width > 1 else None,
         )
 
-    def _mask(self, at: np.ndarray, length: int) -> mx.array:
+    def _mask(self, at: np.ndarray, length: int, is_decoding: bool) -> mx.array:
         """What new tokens at these positions (S, T) attend to: (S, 1, T, L), or (S, H, T, L) for a GPU's decoding."""
         (S, T), H = at.shape, self.keys[0].shape[1]
         mask = (mx.arange(length) <= mx.array(at)[:, :, None])[:, None]
         # Metal's kernel for few tokens of several sequences would copy the mask for all heads, in each layer anew.
-        return mx.contiguous(mx.broadcast_to(mask, (S, H, T, length))) if device.on_gpu() and T == 1 else mask
+        return mx.contiguous(mx.broadcast_to(mask, (S, H, T, length))) if device.on_gpu() and is_decoding else mask
 
     def copy(self, source: int, target: int, length: int) -> None:
         """Copy the first `length` tokens of slot `source` to the beginning of slot `target`."""
@@ -130,6 +134,7 @@ class CacheView:
     write_to: mx.array  # (S, T) where a slot stores them
     rows: mx.array  # (S, 1) the slots
     mask: mx.array  # (S, 1 or H, T, L) what each of them attends to
+    runs: tuple[mx.array, mx.array] | None = None  # where slots have several rows; see `_runs`
     chunk: slice | None = None  # where a single slot stores a chunk of a prompt, without padding
 
     @property
@@ -140,16 +145,18 @@ class CacheView:
     @property
     def shape(self) -> tuple:
         """What a pass compiled with one view must have in common with another, where the slots are a slice."""
-        return self.slots.start, self.n_slots, self.n_padding, self.length
+        return self.slots.start, self.n_slots, self.n_padding, self.length, self.runs and self.runs[0].shape
 
     @property
     def arrays(self) -> tuple[mx.array, ...]:
         """What differs between views of one shape."""
-        return self.positions, self.write_to, self.rows, self.mask
+        return self.positions, self.write_to, self.rows, self.mask, *(self.runs or ())
 
     def of(self, arrays: tuple[mx.array, ...]) -> "CacheView":
         """The view of the same shape with these `arrays`."""
-        return CacheView(self.cache, self.slots, self.n_slots, self.n_padding, self.length, *arrays)
+        return CacheView(
+            self.cache, self.slots, self.n_slots, self.n_padding, self.length, *arrays[:4], arrays[4:] or None
+        )
 
 
 @dataclass(frozen=True)
@@ -164,7 +171,8 @@ class LayerCache:
         S, n_padding = self.view.n_slots, self.view.n_padding
         keys = self._store(self.view.cache.keys, k[:S])  # (S, H, L, D)
         values = self._store(self.view.cache.values, v[:S])
-        y = _attention(q[:S], keys, values, self.view.mask, scale)
+        attention = partial(_attention_of_runs, *self.view.runs) if self.view.runs else _attention
+        y = attention(q[:S], keys, values, self.view.mask, scale)
         return mx.pad(y, [(0, n_padding), (0, 0), (0, 0), (0, 0)]) if n_padding else y
 
     def _store(self, arrays: list[mx.array], new: mx.array) -> mx.array:
@@ -176,17 +184,45 @@ class LayerCache:
         return array[view.slots, :, : view.length]
 
 
+def _runs(slots: list[int], counts: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Which rows belong to each of the n slots from the first to the last, (n, R), and each row's place therein, (S,).
+
+    R is a power of two, so that there are few shapes. What is left of a slot's R rows, and of the places, is 0.
+    """
+    numbers = [slots[:row].count(slot) if counts[row] else 0 for row, slot in enumerate(slots)]
+    n, R = slots[-1] + 1 - slots[0], 1 << max(numbers).bit_length()
+    places = np.where(counts, (np.array(slots) - slots[0]) * R + numbers, 0)
+    runs = np.zeros(n * R, np.int32)
+    for row in np.flatnonzero(counts):
+        runs[places[row]] = row
+    return runs.reshape(n, R), places
+
+
+def _attention_of_runs(
+    runs: mx.array, places: mx.array, q: mx.array, keys: mx.array, values: mx.array, mask: mx.array, scale: float
+) -> mx.array:
+    """As `_attention`, for rows q (S, H, 1, D) of which several attend to one slot; keys and values (n, H, L, D)."""
+    (n, R), (_, H, _, D) = runs.shape, q.shape
+    q = q[runs.flatten()]  # (n R, H, 1, D)
+    if device.on_gpu():
+        y = _attention(q.reshape(n, R, H, D).swapaxes(1, 2), keys, values, mask, scale).swapaxes(1, 2)
+    else:  # each row by itself: a product of several rows would have other bits
+        mask = mask.swapaxes(1, 2)[..., None, :]  # (n, R, 1, 1, L)
+        y = _attention(q.reshape(n, R, H, 1, D), keys[:, None], values[:, None], mask, scale)
+    return y.reshape(n * R, H, 1, D)[places]
+
+
 def _attention(q: mx.array, keys: mx.array, values: mx.array, mask: mx.array, scale: float) -> mx.array:
     if device.on_gpu():
         return mx.fast.scaled_dot_product_attention(q, keys, values, scale=scale, mask=mask)
-    T, L = q.shape[2], keys.shape[2]
+    T, L = q.shape[-2], keys.shape[-2]
     scores = mx.where(mask, (q * scale) @ keys.swapaxes(-1, -2), -mx.inf)  # (S, H, T, L)
     e = _masked_exp(scores, mx.max(scores, axis=-1, keepdims=True), mask)
     # A product's order of summing depends on its length L, and L on the longest row. A decoded row must have the same
     # bits whatever the other rows are, so its values are summed bucket by bucket.
     size = BUCKET if T == 1 else L
     buckets = (slice(i, i + size) for i in range(0, L, size))
-    y = sum(e[..., own] @ values[:, :, own] for own in buckets) / mx.sum(e, axis=-1, keepdims=True)
+    y = sum(e[..., own] @ values[..., own, :] for own in buckets) / mx.sum(e, axis=-1, keepdims=True)
     return y.astype(q.dtype)
 
 

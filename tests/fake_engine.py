@@ -9,7 +9,7 @@ from pathlib import Path
 from patience import PATIENCE
 
 from gpt2_mlx import tokenizer
-from gpt2_mlx.generation.engine import Output, Token
+from gpt2_mlx.generation.outputs import Output, Token
 from gpt2_mlx.generation.prefixes import PrefixCounts
 from gpt2_mlx.serving import worker
 from gpt2_mlx.serving.messages import Loaded, NotLoaded
@@ -44,6 +44,7 @@ class FakeEngine:
         self.dies_at = None  # the step at which the process dies by itself
         self.found = 0  # tokens of each prompt that it claims to have found
         self.prefix_counts = PrefixCounts()  # what it claims next
+        self.drafted = self.accepted = 0  # tokens that it claims to have drafted for each step, and drawn
 
     def begin(self, on_pass):
         """The engine of another process, which knows nothing of the last one's work."""
@@ -109,7 +110,8 @@ class FakeEngine:
         if params.prompt_logprobs and not n:
             context = prompt[-self.block_size :]
             noted = (Token(context[0]), *(self._token(token, params) for token in context[1:]))
-        return Output(id, tokens, noted, "length" if done else None, found=self.found)
+        reason, drafts = "length" if done else None, {"drafted": self.drafted, "accepted": self.accepted}
+        return Output(id, tokens, noted, reason, found=self.found, **drafts)
 
     def _token(self, id, params):
         if params.logprobs is None:

@@ -172,6 +172,17 @@ def test_metrics_of_the_prefix_cache(client):
         assert f"gpt2_prefix_cache_{line}" in text
 
 
+def test_drafts_are_counted_in_metrics_and_usage(client):
+    client.fake.drafted, client.fake.accepted = 3, 1
+    usages = [client.sentence(max_tokens=4)["usage"], client.completion(max_tokens=2, n=2)["usage"]]
+    assert [usage["completion_tokens_details"] for usage in usages] == [
+        {"accepted_prediction_tokens": 4, "rejected_prediction_tokens": 8},
+        {"accepted_prediction_tokens": 4, "rejected_prediction_tokens": 8},
+    ]
+    text = client.get("/metrics").text
+    assert "gpt2_drafted_tokens_total 24.0" in text and "gpt2_accepted_tokens_total 8.0" in text
+
+
 def test_metrics(client):
     client.sentence(max_tokens=5)
     client.get("/nowhere")

@@ -9,7 +9,7 @@ import pytest
 from fake_engine import POISON, SCRIPT, FakeEngine, ThreadProcess
 from patience import PATIENCE
 
-from gpt2_mlx.generation.engine import Token
+from gpt2_mlx.generation.outputs import Token
 from gpt2_mlx.generation.params import SamplingParams
 from gpt2_mlx.serving import async_engine, pulse
 from gpt2_mlx.serving.async_engine import AsyncEngine

@@ -6,6 +6,7 @@ from fake_engine import ENCODING, SCRIPT, FakeEngine
 from patience import eventually
 
 SCRIPT_TEXT = ENCODING.decode(SCRIPT)
+NO_DRAFTS = {"accepted_prediction_tokens": 0, "rejected_prediction_tokens": 0}
 
 
 # /complete-sentence
@@ -15,7 +16,7 @@ def test_a_sentence_begins_with_its_prompt(client):
     answer = client.sentence("Say:", max_tokens=7)
     assert answer["completed_sentence"] == "Say:" + text_of(7)
     assert answer["finish_reason"] == "length"
-    details = {"prompt_tokens_details": {"cached_tokens": 0}}
+    details = {"prompt_tokens_details": {"cached_tokens": 0}, "completion_tokens_details": NO_DRAFTS}
     assert answer["usage"] == {"prompt_tokens": 2, "completion_tokens": 7, "total_tokens": 9} | details
     assert "completed_sentences" not in answer and "logprobs" not in answer
 
@@ -95,7 +96,7 @@ def test_a_completion_has_openais_shape(client):
     answer = client.completion(model="whatever", user="me")
     assert answer["object"] == "text_completion" and answer["model"] == "verse"
     assert answer["id"].startswith("cmpl-") and isinstance(answer["created"], int)
-    details = {"prompt_tokens_details": {"cached_tokens": 0}}
+    details = {"prompt_tokens_details": {"cached_tokens": 0}, "completion_tokens_details": NO_DRAFTS}
     assert answer["usage"] == {"prompt_tokens": 2, "completion_tokens": 16, "total_tokens": 18} | details
     (choice,) = answer["choices"]
     expected = {"index": 0, "text": text_of(16), "logprobs": None, "finish_reason": "length", "slides": 0}

@@ -21,6 +21,7 @@ from gpt2_mlx.generation import constraints, sampling, text
 from gpt2_mlx.generation.constraints import Matchers, examine
 from gpt2_mlx.generation.engine import Engine
 from gpt2_mlx.generation.params import Constraint, SamplingParams
+from gpt2_mlx.generation.rows import Row
 from gpt2_mlx.generation.scheduler import Sequence
 from gpt2_mlx.model import GPT2
 
@@ -235,8 +236,8 @@ def test_no_draw_takes_what_is_forbidden(way, draw):
     logits = mx.random.normal((2, V), key=mx.random.key(0))
     for allowed in ([40_000], [0, 3], [V - 1, 100]):
         params = SamplingParams(constraint=Constraint("regex", "x"), **way)
-        bound, free = Sequence(0, [1], params, 8), Sequence(1, [1], SamplingParams(**way), 8)
-        bound.allowed = np.isin(np.arange(V), allowed)
+        bound = Row(Sequence(0, [1], params, 8), allowed=np.isin(np.arange(V), allowed))
+        free = Row(Sequence(1, [1], SamplingParams(**way), 8))
         masked = sampling.constrained(mx.array(logits), [bound, free])
         assert mx.array_equal(masked[1], logits[1])
         assert int(sampling.sample(masked, [bound, free], [draw, 0.5])[0]) in allowed

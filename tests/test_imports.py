@@ -15,7 +15,8 @@ TRUNK = ["arrays", "model", "quantized", "kv_cache", "layout", "lora", "adapter"
 TRUNK += ["plot", "card"]
 WINGS = {
     "corpus": "documents shards source passages loader examples packing dataset vocabularies",
-    "generation": "params scheduler constraints capacity prefixes prefill decoder sampling engine text",
+    "generation": "params scheduler rows drafts outputs constraints capacity prefixes prefill decoder sampling engine"
+    " text",
     "training": "recipes config loss optim ranks precision adapting evaluation hellaswag progress report memory step"
     " plan trainer budget fork settle run track",
     "serving": "limits config answers errors fields formats schemas parsing messages submission examiner engines jobs"

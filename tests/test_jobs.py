@@ -6,7 +6,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpt2_mlx.generation.engine import Output, Token
+from gpt2_mlx.generation.outputs import Output, Token
 from gpt2_mlx.generation.params import SamplingParams
 from gpt2_mlx.serving.jobs import Jobs
 from gpt2_mlx.serving.messages import Cancel
@@ -126,3 +126,18 @@ def test_a_prompts_numbers_are_told_once():
     jobs.rewind()
     (again,) = jobs.due()
     assert jobs.take(Output(again.id, (), (Token(1),))) is None
+
+
+def test_what_comes_again_may_be_cut_otherwise():
+    """With drafts the tokens of a step depend on the time that passes take."""
+    client, jobs = Client([9]), Jobs()
+    jobs.add(client.submission)
+    (add,) = jobs.due()
+    a, b, c, d, e = map(Token, range(5))
+    jobs.take(Output(add.id, (a, b, c), drafted=7, accepted=2))
+    jobs.died(())
+    jobs.rewind()
+    (again,) = jobs.due()
+    assert jobs.take(Output(again.id, (a,), drafted=1)) is None
+    fresh = jobs.take(Output(again.id, (b, c, d, e), drafted=7, accepted=3))[1][1]
+    assert (fresh.tokens, fresh.drafted, fresh.accepted) == ((d, e), 7, 1)

@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpt2_mlx.generation.params import SamplingParams
+from gpt2_mlx.generation.rows import Row
 from gpt2_mlx.generation.sampling import FEW, MANY, penalised, sample, uniform
 from gpt2_mlx.generation.scheduler import Sequence
 
@@ -12,16 +13,16 @@ P = np.array([0.1, 0.4, 0.2, 0.3])
 LOGITS = mx.log(mx.array(P.astype(np.float32)))
 
 
-def sequence(prompt=(0,), generated=(), **params) -> Sequence:
+def row(prompt=(0,), generated=(), **params) -> Row:
     params = {"temperature": 1.0, "top_k": 0, **params}
     made = Sequence(0, list(prompt), SamplingParams(**params), block_size=64)
     made.generated = list(generated)
-    return made
+    return Row(made)
 
 
 def shares(logits: mx.array, draws: int = 1000, **params) -> np.ndarray:
     """The share of evenly spaced draws in [0, 1) that gives each token."""
-    rows = [sequence(**params)] * draws
+    rows = [row(**params)] * draws
     tokens = sample(mx.broadcast_to(logits, (draws, logits.size)), rows, [(i + 0.5) / draws for i in range(draws)])
     return np.bincount(np.array(tokens), minlength=logits.size) / draws
 
@@ -73,8 +74,7 @@ def test_rows_do_not_feel_each_other():
     random = np.random.RandomState(1)
     logits = mx.array(random.standard_normal((7, 300)).astype(np.float32))
     rows = [
-        sequence(**p)
-        for p in ({}, {"temperature": 0}, {"top_k": 5}, {"top_k": 200}, {"top_p": 0.5}, {"min_p": 0.2}, {})
+        row(**p) for p in ({}, {"temperature": 0}, {"top_k": 5}, {"top_k": 200}, {"top_p": 0.5}, {"min_p": 0.2}, {})
     ]
     draws = random.rand(7).tolist()
     together = sample(logits, rows, draws).tolist()
@@ -84,8 +84,8 @@ def test_rows_do_not_feel_each_other():
 def test_penalties_and_biases():
     logits = mx.array([[2.0, -2.0, 1.0, 3.0], [2.0, -2.0, 1.0, 3.0]])
     rows = [
-        sequence(prompt=[0], generated=[1, 1], repetition_penalty=2.0, presence_penalty=0.5, frequency_penalty=0.25),
-        sequence(logit_bias={3: -100.0}),
+        row(prompt=[0], generated=[1, 1], repetition_penalty=2.0, presence_penalty=0.5, frequency_penalty=0.25),
+        row(logit_bias={3: -100.0}),
     ]
     assert penalised(logits, rows).tolist() == [[1.0, -5.0, 1.0, 3.0], [2.0, -2.0, 1.0, -97.0]]
 
@@ -114,7 +114,7 @@ def test_in_16_bits_rows_do_not_feel_each_other_either(params):
     V = 3000
     scales = np.array([8.0, 4.0, 0.01, 6.0])[:, None]
     logits = mx.array(np.random.RandomState(0).standard_normal((4, V)) * scales).astype(mx.bfloat16).astype(mx.float32)
-    rows, draws = [sequence(**params) for _ in range(4)], [0.99, 0.7, 0.5, 0.3]
+    rows, draws = [row(**params) for _ in range(4)], [0.99, 0.7, 0.5, 0.3]
     together = sample(logits, rows, draws).tolist()
     for i in range(4):
         assert sample(logits[i : i + 1], rows[i : i + 1], draws[i : i + 1]).tolist() == [together[i]]

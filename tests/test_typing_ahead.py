@@ -9,7 +9,7 @@ from fake_engine import FakeEngine
 from patience import PATIENCE, eventually
 from test_async_engine import ids_of, job, running, script, until
 
-from gpt2_mlx.generation.engine import Output, Token
+from gpt2_mlx.generation.outputs import Output, Token
 from gpt2_mlx.serving.choice import Choice, EncodedPrompt
 from gpt2_mlx.serving.schemas import CompletionRequest
 from gpt2_mlx.serving.submission import QueueFull

@@ -11,6 +11,7 @@ from typing import Annotated
 import tyro
 
 from .. import checkpoint, cli
+from ..generation import drafts
 from ..generation.params import Sampling
 from ..generation.text import stream
 from ..pretrained import LoadConfig
@@ -30,6 +31,13 @@ class Generate(LoadConfig, Sampling):
     """The number of texts."""
     seed: int | None = None
     """The seed of the draws; text number i has seed + i. Default: a random one, which is written to stderr."""
+    speculate: drafts.Speculate = "auto"
+    """Draft tokens where the text repeats itself, and verify them together, which changes no text. auto: as many as
+    pay, and none on a GPU; off: none; a number from 1 to 31: so many."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        drafts.check(self.speculate)
 
 
 def main() -> None:
@@ -39,6 +47,7 @@ def main() -> None:
     encoding = vocabulary.encoding
     seed = secrets.randbits(32) if flags.seed is None else flags.seed
     params = {field.name: getattr(flags, field.name) for field in dataclasses.fields(Sampling)}
+    params["speculate"] = flags.speculate
     began, text = time.perf_counter(), ""
     for i in range(flags.n):
         print(flags.prompt, end="", flush=True)

@@ -6,6 +6,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..generation.params import SamplingParams
+from ..generation.rows import Row
 from ..generation.sampling import sample
 from ..generation.scheduler import Sequence
 from ..tokenizer import VOCAB_SIZE
@@ -51,5 +52,5 @@ def _points(high: np.ndarray) -> np.ndarray:
 def _sample(logits: np.ndarray, params: SamplingParams, points: np.ndarray) -> np.ndarray:
     """The token that each draw gives: (B,)."""
     B = len(points)
-    rows = [Sequence(i, [0], params, block_size=1) for i in range(B)]
+    rows = [Row(Sequence(i, [0], params, block_size=1)) for i in range(B)]
     return np.array(sample(mx.repeat(mx.array(logits)[None], B, axis=0), rows, points.tolist()))

@@ -11,7 +11,8 @@ from mlx.utils import tree_flatten, tree_map
 
 from ..config import GPT2Config
 from ..corpus.dataset import TokenDataset
-from ..generation.engine import Engine, Token
+from ..generation.engine import Engine
+from ..generation.outputs import Token
 from ..generation.params import SamplingParams
 from ..model import GPT2
 from ..tokenizer import VOCAB_SIZE

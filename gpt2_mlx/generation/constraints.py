@@ -64,6 +64,10 @@ class Matcher:
         """Go on with a token that is allowed."""
         self._state.consume_token(token)
 
+    def copy(self) -> "Matcher":
+        """The same state, of which neither changes with the other."""
+        return Matcher(self._state.deep_copy(), self._vocab_size)
+
     @property
     def is_complete(self) -> bool:
         """Whether the text is whole and nothing may follow."""

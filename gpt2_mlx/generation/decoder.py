@@ -1,4 +1,4 @@
-"""The decoding pass: from the newest token of each sequence to the logits of its next one."""
+"""The decoding pass: from the newest token of each row to the logits of its next one."""
 
 import itertools
 from collections.abc import Callable
@@ -8,27 +8,41 @@ import mlx.core as mx
 from ..kv_cache import CacheView, KVCache
 from ..model import GPT2
 from .capacity import equal_row_counts
-from .scheduler import Sequence
+from .rows import Row
 
 
 class Decoder:
-    """Decodes sequences with a model and its cache, in groups of slots.
+    """Decodes rows with a model and its cache, in groups of slots.
 
     A pass is compiled for each shape, since building its graph takes Python as long as a fast GPU takes to compute it.
+
+    Attributes:
+        row_counts: the numbers of rows, padding included, that a pass may have.
     """
 
     def __init__(self, model: GPT2, cache: KVCache):
         self._model, self._cache = model, cache
-        self._row_counts = equal_row_counts(model)
+        self.row_counts = equal_row_counts(model)
         self._passes: dict[tuple, Callable[..., mx.array]] = {}
 
-    def next_logits(self, sequences: list[Sequence]) -> mx.array:
-        """The logits (B, V) of the next tokens of sequences, which are in the order of their slots; not yet evaluated.
+    def n_rows(self, rows: list[Row]) -> int | None:
+        """The rows of the pass for these, padding included; None where it takes several passes."""
+        n = len(rows) if _has_drafts(rows) else rows[-1].slot + 1
+        return next((count for count in self.row_counts if count >= n), None)
 
-        Stores the keys and values of each sequence's newest token.
+    def next_logits(self, rows: list[Row]) -> mx.array:
+        """The logits (B, V) of the next token of each row; not yet evaluated.
+
+        Stores the keys and values of each row's newest token.
+
+        Args:
+            rows: those of a sequence follow each other, and the sequences are in the order of their slots; where there
+                are drafts, no more than the largest of `row_counts`.
         """
-        size = self._row_counts[-1]
-        groups = [list(group) for _, group in itertools.groupby(sequences, lambda s: s.slot // size)]
+        if _has_drafts(rows):
+            return self._verify(rows)
+        size = self.row_counts[-1]
+        groups = [list(group) for _, group in itertools.groupby(rows, lambda row: row.slot // size)]
         logits = []
         for group in groups:
             logits.append(self._next_logits(group, first=group[0].slot // size * size))
@@ -36,16 +50,25 @@ class Decoder:
                 mx.eval(logits[-1], self._cache.state())  # now, or the next group would copy the whole cache
         return mx.concatenate(logits)
 
-    def _next_logits(self, group: list[Sequence], first: int) -> mx.array:
-        """The same for sequences in the slots from `first` on."""
-        rows = [s.slot - first for s in group]
-        n_slots = rows[-1] + 1
-        n_rows = next(n for n in self._row_counts if n >= n_slots)
+    def _next_logits(self, group: list[Row], first: int) -> mx.array:
+        """The same for a row of each sequence, in the slots from `first` on."""
+        places = [row.slot - first for row in group]
+        n_slots = places[-1] + 1
+        n_rows = next(n for n in self.row_counts if n >= n_slots)
         starts, counts, newest = [0] * n_slots, [0] * n_slots, [0] * n_rows
-        for row, sequence in zip(rows, group):
-            starts[row], counts[row], newest[row] = sequence.cached, 1, sequence.context[-1]
+        for place, row in zip(places, group):
+            starts[place], counts[place], newest[place] = row.start, 1, row.newest
         view = self._cache.extend(list(range(first, first + n_slots)), starts, counts, width=1, n_rows=n_rows)
-        return self._pass(view)(mx.array(newest)[:, None], *view.arrays)[mx.array(rows)]
+        return self._pass(view)(mx.array(newest)[:, None], *view.arrays)[mx.array(places)]
+
+    def _verify(self, rows: list[Row]) -> mx.array:
+        """The same for several rows of a sequence. Padding is of the last slot, so that there are few shapes."""
+        n_padding = self.n_rows(rows) - len(rows)
+        slots = [row.slot for row in rows] + [rows[-1].slot] * n_padding
+        starts, counts = [row.start for row in rows] + [0] * n_padding, [1] * len(rows) + [0] * n_padding
+        newest = [row.newest for row in rows] + [0] * n_padding
+        view = self._cache.extend(slots, starts, counts, width=1)
+        return self._pass(view)(mx.array(newest)[:, None], *view.arrays)[: len(rows)]
 
     def _pass(self, view: CacheView) -> Callable[..., mx.array]:
         """The pass for views of this shape: tokens (B, 1) and the view's arrays -> logits (B, V)."""
@@ -58,6 +81,10 @@ class Decoder:
 
             self._passes[view.shape] = mx.compile(logits, inputs=state, outputs=state)
         return self._passes[view.shape]
+
+
+def _has_drafts(rows: list[Row]) -> bool:
+    return any(row.drafted for row in rows)
 
 
 def head(model: GPT2, hidden: mx.array) -> mx.array:

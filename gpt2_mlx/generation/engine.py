@@ -1,9 +1,10 @@
 """The engine: continuous batching of sequences with one model and one cache. A step is schedule, prefill, decode."""
 
+import dataclasses
 import itertools
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable
 from concurrent.futures import wait
-from dataclasses import dataclass
 from functools import cached_property
 
 import mlx.core as mx
@@ -14,38 +15,18 @@ from .. import device
 from ..kv_cache import KVCache
 from ..model import GPT2
 from .decoder import Decoder, head
+from .drafts import Drafter, Speculate
+from .outputs import Output, Token, token_of
 from .params import SamplingParams
 from .prefill import WIDTHS, Prefill
 from .prefixes import Prefixes
+from .rows import Row, n_that_count, rows_of
 from .sampling import constrained, penalised, sample, uniform
 from .scheduler import Scheduler, Sequence, Status
 
 WAYS = ({}, {"temperature": 0}, {"top_k": 0}, {"top_k": 0, "top_p": 0.9}, {"logprobs": 5}, {"presence_penalty": 1})
 LITTLE = 0.01  # seconds to wait for a constraint, where nothing else is to do
 _ids = itertools.count()  # ids of sequences, unique in the process, also across engines
-
-
-@dataclass(frozen=True)
-class Token:
-    """One token of a sequence, with log-probabilities where the parameters ask for them."""
-
-    id: int
-    logprob: float | None = None  # of this token; None for the first token of a prompt
-    alternatives: tuple[tuple[int, float], ...] = ()  # (id, logprob), the most likely first
-
-
-@dataclass(frozen=True)
-class Output:
-    """What a step adds to one sequence."""
-
-    id: int  # of the sequence
-    tokens: tuple[Token, ...]  # the new tokens, without <|endoftext|>
-    prompt: tuple[Token, ...] = ()  # the prompt's tokens, with the first output, where params.prompt_logprobs is set
-    finish_reason: str | None = None  # "stop" (the text came to its end), "length", or None while the text goes on
-    slides: int = 0  # how often the window was moved on
-    found: int = 0  # tokens of the prompt whose keys and values were kept from an earlier one
-    end: Token | None = None  # <|endoftext|>, where the model ended the text and log-probabilities are asked for
-    failure: str | None = None  # why the text cannot go on, if its constraint cannot be followed
 
 
 class Engine:
@@ -62,6 +43,7 @@ class Engine:
             it follow.
         n_prefixes: the largest number of blocks of prompts to keep for prompts that begin as these did.
         encoding: the tokenizer, for constraints and for the token that ends a text; without it none does.
+        speculate: what to draft; see `Drafter`.
 
     Attributes:
         prefixes: the blocks that are kept.
@@ -74,6 +56,7 @@ class Engine:
         on_pass: Callable[[list[int], int], None] = lambda *_: None,
         n_prefixes: int = 0,
         encoding: Encoding | None = None,
+        speculate: Speculate = "off",
     ):
         self.model = model
         self.prefixes = Prefixes(n_prefixes)
@@ -82,6 +65,7 @@ class Engine:
         self._cache = KVCache(model.config, n_slots, model.dtype)
         self._prefill = Prefill(model, self._cache, self.prefixes, self._on_pass)
         self._decoder = Decoder(model, self._cache)
+        self._drafter = Drafter(speculate, self._decoder.row_counts, encoding.eot_token if encoding else None)
         self._scheduler = Scheduler(n_slots)
         self._sequences: dict[int, Sequence] = {}
         self._encoding = encoding
@@ -160,7 +144,7 @@ class Engine:
         self._sequences.pop(sequence.id, None)
 
     def _decode(self, sequences: list[Sequence]) -> list[Output]:
-        """Draw a token for each of the sequences, and end those that are complete."""
+        """Draw the next tokens of each of the sequences, and end those that are complete."""
         outputs = [self._output(s, None) for s in sequences if s.params.max_tokens == 0]
         sequences = [s for s in sequences if s.params.max_tokens]
         outputs += [output for s in sequences if s.params.constraint and (output := self._follow(s))]
@@ -170,18 +154,40 @@ class Engine:
         if not sequences:
             wait(compiling, LITTLE)
             return outputs
-        self._on_pass([s.id for s in sequences], len(sequences))
-        logits = self._decoder.next_logits(sequences)  # (B, V)
+        began = time.perf_counter()
+        drafts = self._drafter.drafts(sequences)
+        groups = [rows_of(sequence, draft) for sequence, draft in zip(sequences, drafts)]
+        rows = list(itertools.chain(*groups))
+        n_rows = self._decoder.n_rows(rows)
+        drawn = iter(self._draw(rows))
+        outputs += [self._take(group, list(itertools.islice(drawn, len(group)))) for group in groups]
+        self._drafter.note(n_rows, time.perf_counter() - began)
+        return outputs
+
+    def _draw(self, rows: list[Row]) -> Iterable[tuple[int, np.ndarray]]:
+        """Draw a token for each of the rows: its id, and log-probabilities (V,) where any sequence asks for them."""
+        self._on_pass(list(dict.fromkeys(row.sequence.id for row in rows)), len(rows))
+        logits = self._decoder.next_logits(rows)  # (B, V)
         log_p = mx.zeros((len(logits), 0))
-        if any(s.params.logprobs is not None for s in sequences):
+        if any(row.params.logprobs is not None for row in rows):
             log_p = logits - mx.logsumexp(logits, axis=-1, keepdims=True)  # (B, V)
-        draws = [uniform(s.params.seed, len(s.generated)) for s in sequences]
-        ids = sample(constrained(penalised(logits, sequences), sequences), sequences, draws)
+        draws = [uniform(row.params.seed, len(row.generated)) for row in rows]
+        ids = sample(constrained(penalised(logits, rows), rows), rows, draws)
         mx.eval(ids, log_p, self._cache.state())  # at once: the device works without a pause
-        for sequence in sequences:
-            sequence.cached += 1
-        tokens = [_token(row, id, s.params) for row, id, s in zip(np.array(log_p), ids.tolist(), sequences)]
-        return outputs + [self._output(sequence, token) for sequence, token in zip(sequences, tokens)]
+        return zip(ids.tolist(), np.array(log_p))
+
+    def _take(self, rows: list[Row], drawn: list[tuple[int, np.ndarray]]) -> Output:
+        """Go on with what was drawn for the rows of a sequence, as far as they count."""
+        sequence, n = rows[0].sequence, n_that_count(rows, [id for id, _ in drawn])
+        *drafted, last = (token_of(log_p, id, sequence.params) for id, log_p in drawn[:n])
+        self._drafter.learn(sequence, [token.id for token in (*drafted, last)])
+        sequence.cached += n
+        sequence.matcher = rows[n - 1].matcher
+        for token in drafted:
+            sequence.append(token.id)
+        output = self._output(sequence, last)
+        tokens = *drafted, *output.tokens
+        return dataclasses.replace(output, tokens=tokens, drafted=len(rows) - 1, accepted=len(drafted))
 
     def _output(self, sequence: Sequence, token: Token | None) -> Output:
         tokens, reason, end = (), "length", None  # of a sequence that asks for no token
@@ -207,7 +213,7 @@ class Engine:
                 self._on_pass([sequence.id], 0)  # if the process dies of it, this sequence is why
                 sequence.compiling = self._matchers.begin(sequence.params.constraint)
             if sequence.compiling.done():
-                sequence.matcher = sequence.compiling.result()
+                sequence.matcher = sequence.matcher or sequence.compiling.result()
                 sequence.allowed = sequence.matcher.allowed()
         except ValueError as error:
             self._finish(sequence, "failed")
@@ -229,14 +235,4 @@ class Engine:
         following = sequence.context[sequence.cached - len(hidden) + 1 : sequence.cached + 1]
         logits = head(self.model, hidden)
         log_p = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
-        sequence.noted_prompt += [_token(row, id, sequence.params) for row, id in zip(np.array(log_p), following)]
-
-
-def _token(log_p: np.ndarray, id: int, params: SamplingParams) -> Token:
-    """A token with the log-probabilities that the parameters ask for, from the row log_p (V,)."""
-    k = params.logprobs
-    if not k:
-        return Token(id, None if k is None else float(log_p[id]))
-    best = np.argpartition(-log_p, k - 1)[:k]
-    best = best[np.lexsort((best, -log_p[best]))]
-    return Token(id, float(log_p[id]), tuple((int(i), float(log_p[i])) for i in best))
+        sequence.noted_prompt += [token_of(row, id, sequence.params) for row, id in zip(np.array(log_p), following)]

@@ -10,7 +10,7 @@ import numpy as np
 
 from .. import elementwise
 from .params import SamplingParams
-from .scheduler import Sequence
+from .rows import Row
 
 FEW, MANY = 64, 1024  # only this many of the likeliest tokens are sorted, which is enough for nearly all rows
 TINY = 2.0**-126  # a temperature below it is 0 in float32
@@ -24,44 +24,44 @@ def uniform(seed: int, position: int) -> float:
     return (int(bits) >> 40) * 2.0**-24  # 24 bits, which float32 holds exactly
 
 
-def penalised(logits: mx.array, sequences: list[Sequence]) -> mx.array:
+def penalised(logits: mx.array, rows: list[Row]) -> mx.array:
     """Logits (B, V) after each row's penalties and biases; rows without any do not change."""
-    changes = [(row, *change) for row, sequence in enumerate(sequences) for change in _changes(sequence)]
+    changes = [(i, *change) for i, row in enumerate(rows) for change in _changes(row)]
     if not changes:
         return logits
-    rows, ids, factors, offsets = zip(*changes)
-    at = (mx.array(rows), mx.array(ids))
+    places, ids, factors, offsets = zip(*changes)
+    at = (mx.array(places), mx.array(ids))
     old, factor = logits[at], mx.array(factors, mx.float32)
     logits[at] = mx.where(old > 0, old / factor, old * factor) + mx.array(offsets, mx.float32)
     return logits
 
 
-def _changes(sequence: Sequence) -> list[tuple[int, float, float]]:
+def _changes(row: Row) -> list[tuple[int, float, float]]:
     """(token, factor, offset): a positive logit is divided by the factor, another multiplied; the offset is added."""
-    params, factors, offsets = sequence.params, {}, defaultdict(float)
+    params, factors, offsets = row.params, {}, defaultdict(float)
     if params.repetition_penalty != 1:  # Keskar et al. 2019, section 4.1: tokens of prompt and text alike
-        tokens = {*sequence.prompt[-sequence.block_size :], *sequence.generated}
+        tokens = {*row.sequence.prompt, *row.generated}
         factors = dict.fromkeys(tokens, params.repetition_penalty)
     if params.presence_penalty or params.frequency_penalty:  # OpenAI's API: tokens of the text
-        for token, count in Counter(sequence.generated).items():
+        for token, count in Counter(row.generated).items():
             offsets[token] = -params.presence_penalty - params.frequency_penalty * count
     for token, bias in params.logit_bias.items():
         offsets[token] += bias
     return [(token, factors.get(token, 1.0), offsets.get(token, 0.0)) for token in {*factors, *offsets}]
 
 
-def constrained(logits: mx.array, sequences: list[Sequence]) -> mx.array:
+def constrained(logits: mx.array, rows: list[Row]) -> mx.array:
     """Logits (B, V) with -inf for what a row's constraint forbids; rows without a constraint do not change."""
-    rows = [row for row, sequence in enumerate(sequences) if sequence.allowed is not None]
-    if not rows:
+    bound = [i for i, row in enumerate(rows) if row.allowed is not None]
+    if not bound:
         return logits
     allowed = np.ones(logits.shape, bool)  # of all rows: to gather some and put them back takes five times as long
-    for row in rows:
-        allowed[row] = sequences[row].allowed
+    for i in bound:
+        allowed[i] = rows[i].allowed
     return mx.where(mx.array(allowed), logits, -mx.inf)
 
 
-def sample(logits: mx.array, sequences: list[Sequence], draws: list[float]) -> mx.array:
+def sample(logits: mx.array, rows: list[Row], draws: list[float]) -> mx.array:
     """Draw a token for each row of logits (B, V) with the row's temperature, top_k, top_p and min_p.
 
     Temperature divides the logits. top_k removes tokens, then top_p and min_p remove more by the probabilities of those
@@ -74,13 +74,13 @@ def sample(logits: mx.array, sequences: list[Sequence], draws: list[float]) -> m
         The ids, (B,) int32.
     """
     tokens = mx.argmax(logits, axis=-1).astype(mx.int32)
-    rows_by_way: dict[tuple, list[int]] = {}
-    for row, sequence in enumerate(sequences):
-        if sequence.params.temperature >= TINY:
-            rows_by_way.setdefault(_way(sequence.params, logits.shape[-1]), []).append(row)
-    for (way, *n), rows in rows_by_way.items():
-        drawn = way(logits[mx.array(rows)], [sequences[i].params for i in rows], [draws[i] for i in rows], *n)
-        tokens[mx.array(rows)] = drawn.astype(mx.int32)
+    places_by_way: dict[tuple, list[int]] = {}
+    for i, row in enumerate(rows):
+        if row.params.temperature >= TINY:
+            places_by_way.setdefault(_way(row.params, logits.shape[-1]), []).append(i)
+    for (way, *n), places in places_by_way.items():
+        drawn = way(logits[mx.array(places)], [rows[i].params for i in places], [draws[i] for i in places], *n)
+        tokens[mx.array(places)] = drawn.astype(mx.int32)
     return tokens
 
 

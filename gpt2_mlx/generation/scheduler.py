@@ -41,6 +41,7 @@ class Sequence:
     compiling: Any = None  # the future state of its constraint, from when it decodes
     matcher: Any = None  # that state, once it is there
     allowed: Any = None  # the tokens that its constraint allows next, (V,)
+    guesses: Any = None  # how its text may go on, once it decodes
     noted_prompt: list = field(default_factory=list)  # the prompt's tokens with log-probabilities, until output
 
     def __post_init__(self):

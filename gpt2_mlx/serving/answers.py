@@ -17,10 +17,18 @@ class PromptTokensDetails(Answer):
     """Tokens of prompts that the prefix cache had: they were read for an earlier request."""
 
 
+class CompletionTokensDetails(Answer):
+    accepted_prediction_tokens: int
+    """Tokens of the texts that were drafted, where a text repeated itself, and verified together."""
+    rejected_prediction_tokens: int
+    """Tokens that were drafted in vain: they are in no text."""
+
+
 class Usage(Answer):
     prompt_tokens: int
     prompt_tokens_details: PromptTokensDetails
     completion_tokens: int
+    completion_tokens_details: CompletionTokensDetails
     total_tokens: int
 
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 import tiktoken
 
 from .. import template
-from ..generation.engine import Output, Token
+from ..generation.outputs import Output, Token
 from ..generation.text import TextStream
 from ..tokenizer import StreamingDecoder, Vocabulary, token_bytes
-from .answers import Logprobs, ReceiptText
+from .answers import CompletionTokensDetails, Logprobs, PromptTokensDetails, ReceiptText, Usage
 from .errors import ApiError
 from .fields import Conversation, Prompt
 from .limits import N_SEEDS
@@ -92,6 +92,7 @@ class Choice:
         self.prompt = prompt
         self.ids: list[int] = []  # the tokens that were drawn
         self.n_found = 0  # tokens of the prompt that the prefix cache had
+        self.n_drafted = self.n_accepted = 0  # tokens that were drafted, and those of them that are in the text
         self.last_at: float | None = None  # when its last token came, on the monotonic clock
         self._deltas: list[Delta] = []
         self._encoding = encoding
@@ -124,7 +125,7 @@ class Choice:
 
     def take(self, output: Output) -> Delta:
         """What an Output adds: the text that is certain, and the notes of the tokens that begin in it."""
-        self.n_found = output.found
+        self.n_found, n_before = output.found, len(self.ids)
         text = self._prompt_text(output)
         for token in output.tokens:
             self.ids.append(token.id)
@@ -133,6 +134,8 @@ class Choice:
             text += self._decoder.add(token.id)
             if self._decoder.stopped:
                 break
+        self.n_drafted += output.drafted
+        self.n_accepted += min(output.accepted, len(self.ids) - n_before)  # fewer where a stop string is in them
         if output.finish_reason:
             text += self._decoder.finish()
         if output.end and self._wants_notes and not self._decoder.stopped:
@@ -191,6 +194,24 @@ def choices_of(
     samples[1:] = [dataclasses.replace(params, prompt_logprobs=False) for params in samples[1:]]
     pairs = [(prompt, params) for prompt in prompts for params in samples]
     return [((p.context, params), Choice(i, p, request, encoding)) for i, (p, params) in enumerate(pairs)]
+
+
+def usage_of(prompts: list[EncodedPrompt], choices: list[Choice]) -> Usage:
+    """What the choices of a request took; each prompt has as many of them as another."""
+    prompt, completion = sum(len(p.ids) for p in prompts), sum(len(c.ids) for c in choices)
+    accepted = sum(c.n_accepted for c in choices)
+    # The first sample of a prompt reads it; the others get it from the first.
+    firsts = choices[:: len(choices) // len(prompts)]
+    return Usage(
+        prompt_tokens=prompt,
+        prompt_tokens_details=PromptTokensDetails(cached_tokens=sum(c.n_found for c in firsts)),
+        completion_tokens=completion,
+        completion_tokens_details=CompletionTokensDetails(
+            accepted_prediction_tokens=accepted,
+            rejected_prediction_tokens=sum(c.n_drafted for c in choices) - accepted,
+        ),
+        total_tokens=prompt + completion,
+    )
 
 
 def token_text(encoding: tiktoken.Encoding, id: int) -> str:

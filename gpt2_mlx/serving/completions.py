@@ -8,8 +8,9 @@ from pathlib import Path
 
 from starlette.concurrency import run_in_threadpool
 
-from .answers import PromptTokensDetails, Receipt, Usage
-from .choice import Choice, Delta, EncodedPrompt, choices_of
+from ..generation.outputs import Output
+from .answers import Receipt, Usage
+from .choice import Choice, Delta, EncodedPrompt, choices_of, usage_of
 from .errors import ApiError
 from .receipts import Answered
 from .schemas import TextRequest
@@ -85,15 +86,7 @@ class Generation:
 
     @property
     def usage(self) -> Usage:
-        prompt, completion = sum(len(p.ids) for p in self.prompts), sum(len(c.ids) for c in self.choices)
-        # The first sample of a prompt reads it; the others get it from the first.
-        details = PromptTokensDetails(cached_tokens=sum(c.n_found for c in self.choices[:: self.request.n]))
-        return Usage(
-            prompt_tokens=prompt,
-            prompt_tokens_details=details,
-            completion_tokens=completion,
-            total_tokens=prompt + completion,
-        )
+        return usage_of(self.prompts, self.choices)
 
     async def deltas(self) -> AsyncIterator[tuple[Choice, Delta]]:
         """What every choice gains, until all have ended.
@@ -105,14 +98,16 @@ class Generation:
             async for number, output in self.submission:
                 choice = self.choices[number]
                 delta = await beside(len(output.prompt), choice.take, output)
-                self._observe(choice, len(output.tokens))
+                self._observe(choice, output)
                 if delta.finish_reason:
                     self.submission.cancel(number)  # at a stop string the engine would go on
                 yield choice, delta
 
-    def _observe(self, choice: Choice, n_tokens: int) -> None:
+    def _observe(self, choice: Choice, output: Output) -> None:
         """Count the tokens that came, and the time they took."""
-        telemetry, now = self.service.telemetry, time.monotonic()
+        telemetry, now, n_tokens = self.service.telemetry, time.monotonic(), len(output.tokens)
+        telemetry.drafted.inc(output.drafted)
+        telemetry.accepted.inc(output.accepted)
         if not n_tokens:
             return
         telemetry.completion_tokens.inc(n_tokens)

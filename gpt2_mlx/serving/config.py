@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from ..generation import drafts
 from ..pretrained import LoadConfig
 
 
@@ -24,6 +25,9 @@ class ServeConfig(LoadConfig):
     prefix_cache_mb: int | None = None
     """MB of memory for keys and values of prompts that were read, for prompts that begin as these did; 0 is off. Each
     checkpoint in memory has so much. Default: a 32nd of the memory, at most 1000."""
+    speculate: drafts.Speculate = "auto"
+    """Draft tokens where a text repeats itself, and verify them together, which changes no text. auto: as many as pay,
+    and none on a GPU; off: none; a number from 1 to 31: so many."""
     audit: float = 0.0
     """Share of the finished requests, 0 to 1, to draw again without any shortcut while nothing else is to do; a text
     that comes out otherwise is counted in /metrics, and logged with a receipt for `gpt2-mlx replay`."""
@@ -54,6 +58,7 @@ class ServeConfig(LoadConfig):
             if value is not None and not low <= value <= high:
                 flag = "--" + name.replace("_", "-")
                 raise ValueError(f"{flag} is {value}; it must be at least {low} and at most {high}")
+        drafts.check(self.speculate)
         if self.api_key is not None and not self.api_key.strip():
             raise ValueError("--api-key is blank; it must have a character")
         object.__setattr__(self, "api_key", self.api_key and self.api_key.strip())  # a file's last newline, say

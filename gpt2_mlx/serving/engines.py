@@ -8,7 +8,8 @@ from pathlib import Path
 import mlx.core as mx
 
 from .. import device, pretrained
-from ..generation.engine import Engine, Output
+from ..generation.engine import Engine
+from ..generation.outputs import Output
 from ..generation.params import SamplingParams
 from ..generation.prefixes import PrefixCounts
 from ..model import GPT2

@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from ..generation.engine import Output
+from ..generation.outputs import Output
 from .messages import Add, Cancel
 from .submission import EngineFailed, Event, Refused, Submission
 
@@ -105,7 +105,7 @@ class Jobs:
         job.latest = output
         prompt = () if job.has_prompt else output.prompt
         job.has_prompt |= bool(output.prompt)
-        fresh = dataclasses.replace(output, tokens=output.tokens[len(known) :], prompt=prompt)
+        fresh = dataclasses.replace(output.after(len(known)), prompt=prompt)
         if output.finish_reason:
             del self._sent[output.id]
             job.id = None
@@ -133,7 +133,8 @@ class Jobs:
         """Tell a submission that its texts end where they are."""
         for job in (*self._sent.values(), *self._unsent):
             if job.submission is submission:
-                event = dataclasses.replace(job.latest or Output(0, ()), tokens=(), prompt=(), finish_reason=reason)
+                latest = job.latest or Output(0, ())
+                event = dataclasses.replace(latest, tokens=(), prompt=(), drafted=0, accepted=0, finish_reason=reason)
                 submission.put((job.number, event))
 
     def died(self, in_pass: tuple[int, ...]) -> Submission | None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from .. import folders
-from ..generation.engine import Output
+from ..generation.outputs import Output
 from ..generation.params import SamplingParams
 from ..generation.prefixes import PrefixCounts
 

@@ -5,7 +5,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from ..generation.engine import Output
+from ..generation.outputs import Output
 from ..generation.params import SamplingParams
 from .errors import ApiError
 

@@ -57,6 +57,8 @@ class Telemetry:
             "gpt2_prefix_cache_misses", "Blocks that had to be computed, which the prefix cache then took", **made
         )
         self.prefix_bytes = Gauge("gpt2_prefix_cache_bytes", "Bytes of the blocks in the prefix cache", **made)
+        self.drafted = Counter("gpt2_drafted_tokens", "Tokens that were drafted, to be verified together", **made)
+        self.accepted = Counter("gpt2_accepted_tokens", "Those of them that were drawn, and so are in a text", **made)
         self.audited = Counter("gpt2_audits", "Answers that were drawn again and compared", **made)
         self.differing = Counter("gpt2_audits_differing", "Those of them that came out otherwise", **made)
         self.unaudited = Counter("gpt2_audits_dropped", "Answers that were to be audited and could not be", **made)

@@ -47,7 +47,8 @@ def main() -> None:
         def make(model: GPT2, folder: Path) -> Engine:
             slots = config.max_batch_size or slots_that_fit(model.config, model.dtype)
             n_prefixes = prefixes_that_fit(model.config, model.dtype, config.prefix_cache_mb)
-            return Engine(model, slots, on_pass, n_prefixes, pretrained.vocabulary(folder).encoding)
+            encoding = pretrained.vocabulary(folder).encoding
+            return Engine(model, slots, on_pass, n_prefixes, encoding, config.speculate)
 
         return Engines(lambda folder: loading(folder, dtype, config.quantize, make), checkpoint)
 
