@@ -9,7 +9,7 @@ from functools import partial
 import mlx.core as mx
 import numpy as np
 
-from . import device, elementwise
+from . import blas, device, elementwise
 from .config import GPT2Config
 
 BUCKET = 64  # lengths are rounded up to a multiple of this, so that there are few different shapes
@@ -219,8 +219,9 @@ def _attention(q: mx.array, keys: mx.array, values: mx.array, mask: mx.array, sc
     scores = mx.where(mask, (q * scale) @ keys.swapaxes(-1, -2), -mx.inf)  # (S, H, T, L)
     e = _masked_exp(scores, mx.max(scores, axis=-1, keepdims=True), mask)
     # A product's order of summing depends on its length L, and L on the longest row. A decoded row must have the same
-    # bits whatever the other rows are, so its values are summed bucket by bucket.
-    size = BUCKET if T == 1 else L
+    # bits whatever the other rows are, so its values are summed bucket by bucket, or in order by a kernel of our own,
+    # where the zeros at the end change nothing.
+    size = BUCKET if T == 1 and not blas.alike_rows() else L
     buckets = (slice(i, i + size) for i in range(0, L, size))
     y = sum(e[..., own] @ values[..., own, :] for own in buckets) / mx.sum(e, axis=-1, keepdims=True)
     return y.astype(q.dtype)
