@@ -57,6 +57,7 @@ async def audits(model: Path, n_clients: int, n_requests: int) -> dict:
     counts["audited"] = int(told["gpt2_audits_total"])
     broken = {"DIFFERING": told["gpt2_audits_differing_total"], "NOT AUDITED": n_whole - counts["audited"]}
     hits = {"blocks found in the prefix cache": int(told["gpt2_prefix_cache_hits_total"])}
+    hits |= {name: int(told[f"gpt2_{name}_total"]) for name in ("audits_dropped", "engine_restarts")}
     return {**counts, **hits, "models": offer.models, **{name: int(n) for name, n in broken.items() if n}}
 
 

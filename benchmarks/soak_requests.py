@@ -51,7 +51,11 @@ def closed(**properties: dict) -> dict:
 
 SCHEMAS = [
     closed(name={"type": "string", "maxLength": 30}, age={"type": "integer", "minimum": 0, "maximum": 130}),
-    closed(mood={"enum": ["glad", "sad", None, 3]}, at={"type": "string", "format": "date"}, sure={"type": "boolean"}),
+    closed(
+        mood={"enum": ["glad", "sad", None, 3]},
+        at={"type": "array", "items": {"type": "boolean"}, "maxItems": 3},
+        sure={"type": "boolean"},
+    ),
     {
         "type": "array",
         "items": closed(id={"type": "string", "pattern": "^[A-Z]{2}-[0-9]{1,4}$"}),
