@@ -205,7 +205,12 @@ def _tokens(folder: Path) -> Vocabulary:
         own = tokenizer.read(merges)
         if own.ids == ids:
             return own
-    raise ValueError(f"{file} is not GPT-2's vocabulary, nor one that follows from a merges.txt beside it as that does")
+    if file.name == "tokenizer.json" and (own := tokenizer.of_json(file.read_bytes())):
+        return own
+    raise ValueError(
+        f"{file} is not GPT-2's vocabulary, nor one that follows from its merges as that does: the bytes, a token for"
+        " each merge, <|endoftext|>"
+    )
 
 
 def _ids(content: bytes) -> dict[str, int]:

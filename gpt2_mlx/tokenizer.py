@@ -109,15 +109,34 @@ def read(merges: Path) -> Vocabulary:
     """The vocabulary of a merges.txt. Raises a ValueError where the file is none of a byte-level BPE."""
     try:
         _, *lines = merges.read_text(encoding="utf-8").splitlines()
-        vocabulary = of_merges([tuple(line.split(" ")) for line in lines])
-        known = set(_CHARS)
-        for line in lines:
-            a, b = line.split(" ")
-            if not known >= {a, b} or a + b in known:
-                raise ValueError(f"the merge {line[:60]!r} joins unknown tokens or makes a known one")
-            known.add(a + b)
+        return _of_lines(lines)
     except (OSError, ValueError) as error:
         raise ValueError(f"{merges} cannot be read: {error}") from None
+
+
+def of_json(content: bytes) -> Vocabulary | None:
+    """The vocabulary of a tokenizer.json; None where it is no byte-level BPE that splits and numbers as GPT-2's."""
+    as_gpt2 = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
+    try:
+        fields = json.loads(content)
+        model, split = fields["model"], {"use_regex": True, **fields["pre_tokenizer"]}
+        merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
+        ids = model["vocab"] | {token["content"]: token["id"] for token in fields["added_tokens"]}
+        own = _of_lines(merges)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return None
+    is_like = own.ids == ids and split.items() >= as_gpt2.items() and not fields.get("normalizer")
+    return own if is_like else None
+
+
+def _of_lines(lines: list[str]) -> Vocabulary:
+    """The vocabulary of the merges in these lines. Raises a ValueError where one of them cannot be."""
+    known, vocabulary = set(_CHARS), of_merges([tuple(line.split(" ")) for line in lines])
+    for line in lines:
+        a, b = line.split(" ")
+        if not known >= {a, b} or a + b in known:
+            raise ValueError(f"the merge {line[:60]!r} joins unknown tokens or makes a known one")
+        known.add(a + b)
     return vocabulary
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import tempfile
 from pathlib import Path
 
 import mlx.core as mx
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_trainer import score, trainer
 
-from gpt2_mlx import checkpoint, folders, metrics
+from gpt2_mlx import checkpoint, files, folders, metrics
 from gpt2_mlx.corpus import vocabularies
 from gpt2_mlx.training import budget, run
 from gpt2_mlx.training.budget import Seconds, needed, steps_within
@@ -81,7 +82,8 @@ def trained(one: Settled) -> dict[str, bytes]:
 
 @pytest.fixture
 def half_a_second_a_step(monkeypatch):
-    """What is measured is measured indeed, and then replaced."""
+    """What is measured is measured indeed, on the run's disk, and then replaced."""
+    monkeypatch.setattr(tempfile, "tempdir", "/nowhere")
     measure = budget.measure
     known = dataclasses.replace(NOTHING, begin=1.0, step=0.5)
     monkeypatch.setattr(budget, "measure", lambda *arguments: (measure(*arguments), known)[1])
@@ -92,6 +94,7 @@ def test_a_run_of_minutes_has_the_bytes_of_one_of_as_many_steps(text, tmp_path, 
     found = settled(text, tmp_path / "found", minutes=5.1 / 60)
     assert (found.config.max_steps, found.config.minutes) == (8, None)
     assert "--minutes 0.085 holds 8 steps of 0.5 s" in capsys.readouterr().out
+    assert not list(tmp_path.glob(".minutes-*"))
     assert trained(found) == given
     config, other = (json.loads((one / "train.json").read_text())["config"] for one in (found.run, tmp_path / "given"))
     assert config | {"out": ""} == other | {"out": ""}
@@ -115,12 +118,22 @@ def test_a_folder_that_holds_a_run_is_refused_before_a_vocabulary_is_made_or_a_s
         settled(text, tmp_path / "run", minutes=9)
 
 
+def test_a_run_that_another_process_has_is_not_read(text, tmp_path, monkeypatch):
+    one = settled(text, tmp_path / "run", max_steps=2)
+    trained(one)
+    monkeypatch.setattr(checkpoint, "to_resume", None)
+    held = files.lock(one.run)
+    with pytest.raises(ValueError, match="run is in use by another process"), run.opened(one):
+        pass
+    held.close()
+
+
 @pytest.mark.parametrize("eval_tokens", [0, 70])
 def test_a_few_batches_tell_how_long_a_split_takes(text, tmp_path, monkeypatch, eval_tokens):
     one = settled(text, tmp_path / "run", max_steps=9, eval_tokens=eval_tokens)
     monkeypatch.setattr(budget, "_timed", lambda act, *arguments: (act(*arguments), 1.0)[1])
     held = mx.get_active_memory()
-    seconds = budget.measure(dataclasses.replace(one.config, minutes=0.01), one.dataset)
+    seconds = budget.measure(dataclasses.replace(one.config, minutes=0.01), one.dataset, one.run)
     assert mx.get_active_memory() - held < 100_000  # not the weights and moments that were timed
     batches = [math.ceil((eval_tokens or len(one.dataset.split(name)) - 1) / 32) for name in ("val", "test")]
     assert [seconds.validation, seconds.test] == [n / 2 for n in batches]  # two of them were timed
@@ -132,7 +145,7 @@ def test_a_few_batches_tell_how_long_a_split_takes(text, tmp_path, monkeypatch, 
 def test_a_pause_of_the_machine_is_not_taken_for_its_speed(text, tmp_path, monkeypatch):
     one, times = settled(text, tmp_path / "run", max_steps=9), iter([0.5, 0.5, 60, 0.75, 0.5, 0.75])
     monkeypatch.setattr(budget, "_timed", lambda *_: next(times, 1.0))
-    assert budget.measure(dataclasses.replace(one.config, minutes=0.01), one.dataset).step == 0.75
+    assert budget.measure(dataclasses.replace(one.config, minutes=0.01), one.dataset, one.run).step == 0.75
 
 
 def test_minutes_that_are_too_few_are_refused_with_the_least(text, tmp_path, half_a_second_a_step):

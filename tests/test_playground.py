@@ -250,6 +250,22 @@ def test_while_keys_come_nothing_is_asked_and_an_old_answer_is_not_shown(tab):
     tab.unroute("**/complete-sentence")
 
 
+def test_what_might_come_next_does_not_come_after_a_run_has_begun(tab):
+    bodies, held = asked_by(tab), []
+    tab.route("**/complete-sentence", lambda route: held.append(route) if not held else route.continue_())
+    tab.check("#ahead")
+    tab.fill("#max_tokens", "3")
+    tab.type("#text", "KING")
+    eventually(lambda: tab.evaluate("true") and held)
+    tab.press("#text", "Control+Enter")
+    eventually(lambda: tab.evaluate("true") and len(bodies) == 2)
+    with tab.expect_response("**/complete-sentence"):
+        held[0].fulfill(json={"completed_sentence": "KINGLATE", "finish_reason": "length"})
+    tab.evaluate("fetch('health').then(answer => answer.text())")
+    assert not tab.is_visible(GREY)
+    tab.unroute("**/complete-sentence")
+
+
 def test_a_key_is_asked_for_and_kept_out_of_the_address(browser, folder):
     with begun(folder, "--api-key", "sesame") as (_, url), contextlib.closing(browser.new_page()) as tab:
         tab.goto(url)

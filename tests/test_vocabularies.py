@@ -13,6 +13,8 @@ import pytest
 import tokenizers
 from hypothesis import example, given
 from hypothesis import strategies as st
+from tiktoken_ext.openai_public import ENDOFTEXT
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from gpt2_mlx import GPT2, GPT2Config, checkpoint, pretrained, tokenizer
 from gpt2_mlx.corpus import shards, vocabularies
@@ -108,6 +110,8 @@ def test_no_text_of_val_is_seen_where_the_training_split_has_few_bytes(tmp_path,
     )
     own = vocabularies.find("269", text, tmp_path / "cache")
     split = TokenDataset.open(text, tmp_path / "cache", own).split("train")
+    made = vocabularies.key_of(text, "a vocabulary of 269 tokens"), vocabularies.key_of(text, own.sha256)
+    assert {path.name for path in (tmp_path / "cache").iterdir()} == set(made)  # what was tried in vain is gone
     assert len(tried) > 1 and tried[0] > own.n_bytes[np.asarray(split)].sum() >= tried[-1]
 
 
@@ -170,7 +174,7 @@ def test_a_checkpoint_carries_it(own, tmp_path):
         (lambda merges: merges + merges.splitlines()[1] + "\n", "makes a known one"),
         (
             lambda merges: merges + "Z Z\n",
-            "vocab.json is not GPT-2's vocabulary, nor one that follows from a merges.txt",
+            "vocab.json is not GPT-2's vocabulary, nor one that follows from its merges",
         ),
     ],
 )
@@ -179,6 +183,46 @@ def test_merges_that_do_not_make_the_ids_are_refused(tmp_path, damage, message):
         (tmp_path / name).write_bytes(content)
     (tmp_path / "merges.txt").write_text(damage(small().merges))
     with pytest.raises(ValueError, match=message):
+        pretrained.vocabulary(tmp_path)
+
+
+def tokenizer_json(own) -> dict:
+    """As the package tokenizers writes it."""
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokens = {token: id for token, id in own.ids.items() if id < own.eot}
+    merges = [tuple(line.split(" ")) for line in own.merges.splitlines()[1:]]
+    bpe.model = models.BPE(tokens, merges)
+    bpe.add_special_tokens([ENDOFTEXT])
+    return json.loads(bpe.to_str())
+
+
+def test_a_folder_with_nothing_but_a_tokenizer_json_has_its_vocabulary(tmp_path):
+    told = tokenizer_json(small())
+    (tmp_path / "tokenizer.json").write_text(json.dumps(told))
+    assert pretrained.vocabulary(tmp_path) == small()
+    told["model"]["merges"] = [" ".join(merge) for merge in told["model"]["merges"]]  # as older versions write them
+    (tmp_path / "tokenizer.json").write_text(json.dumps(told))
+    assert pretrained.vocabulary(tmp_path) == small()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"pre_tokenizer": None},
+        {"pre_tokenizer": {"type": "Whitespace"}},
+        {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True}},
+        {"normalizer": {"type": "Lowercase"}},
+        {"added_tokens": []},
+        {"added_tokens": [{"content": "<|endoftext|>", "id": 299}, {"content": "<pad>", "id": 300}]},
+        {"model": {"type": "Unigram", "vocab": [["a", -1.0]]}},
+    ],
+)
+def test_another_kind_of_tokenizer_json_is_refused_in_a_line(tmp_path, change):
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer_json(small()) | change))
+    with pytest.raises(
+        ValueError, match="tokenizer.json is not GPT-2's vocabulary, nor one that follows from its merges"
+    ):
         pretrained.vocabulary(tmp_path)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from .. import tokenizer
-from ..files import lock, new_file
+from ..files import lock, new_file, remove_folder
 from ..tokenizer import Vocabulary
 from . import dataset, documents, examples, shards
 from .dataset import default_cache, key_of
@@ -65,6 +65,7 @@ def _of_training_split(size: int, source: Source, cache: Path) -> Vocabulary:
         split = dataset.find(source, cache, vocabulary).split("train")
         if (n := shards.count_bytes(vocabulary.encoding, split)) >= n_bytes:
             return vocabulary
+        remove_folder(cache / key_of(source, vocabulary.sha256))  # what nobody will ask for
         n_bytes = n * 9 // 10
 
 

@@ -38,13 +38,13 @@ class Seconds:
     curve: float
 
 
-def settle(config: TrainConfig, settings: Callable[[int], TrainConfig], dataset: Dataset) -> TrainConfig:
+def settle(config: TrainConfig, settings: Callable[[int], TrainConfig], dataset: Dataset, run: Path) -> TrainConfig:
     """The settings of as many steps as fit into `config.minutes`, counted from the process's start to its end.
 
     `settings` gives the resolved settings for a number of steps. What is timed is thrown away: the run that follows has
     the bits of one that was given its steps. Raises a ValueError where not even one step fits.
     """
-    measured = measure(config, dataset)
+    measured = measure(config, dataset, run)
     seconds = Seconds(**ranks.ask_first(lambda: dataclasses.asdict(measured)))  # all settle on the same steps
     if not (steps := steps_within(60 * config.minutes, seconds, settings)):
         least = needed(settings(1), seconds) / 60
@@ -80,19 +80,20 @@ def needed(config: TrainConfig, seconds: Seconds) -> float:
     return seconds.begin + parts + seconds.test + seconds.curve
 
 
-def measure(config: TrainConfig, dataset: Dataset) -> Seconds:
-    """Time each part of a run, on its shapes and its text, with a model of its own in a folder of its own."""
-    opening, parts = _parts(config, dataset)
+def measure(config: TrainConfig, dataset: Dataset, run: Path) -> Seconds:
+    """Time each part of a run, on its shapes, its text and its disk, with a model and in a folder of its own."""
+    opening, parts = _parts(config, dataset, run)
     gc.collect()  # a compiled step refers to itself
     mx.clear_cache()
     return Seconds(time.perf_counter() - STARTED + opening, *parts)
 
 
-def _parts(config: TrainConfig, dataset: Dataset) -> tuple[float, tuple[float, ...]]:
+def _parts(config: TrainConfig, dataset: Dataset, run: Path) -> tuple[float, tuple[float, ...]]:
     """The seconds that it takes to open a run, and those of the parts after its beginning, in `Seconds`' order."""
     began = time.perf_counter()
     tokens = _ROUNDS * ranks.size() * config.batch_size * config.block_size
-    with tempfile.TemporaryDirectory() as folder:
+    there = next(path for path in run.absolute().parents if path.is_dir())
+    with tempfile.TemporaryDirectory(prefix=".minutes-", dir=there) as folder:
         model = GPT2(config.model_config(), config.seed)
         adapting.lower_base(model, config)
         adapting.adapt(model, config)

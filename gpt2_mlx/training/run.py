@@ -1,6 +1,7 @@
 """Open a run: from its settings to a trainer that is ready, in a run folder that says how it was made."""
 
 import dataclasses
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -29,15 +30,16 @@ def opened(settled: Settled) -> Iterator[Trainer]:
     """
     config, source, dataset, run = settled.config, settled.source, settled.dataset, settled.run
     origin = settled.origin if ranks.is_first() else None
-    saved = checkpoint.to_resume(run) if ranks.is_first() else None
-    resuming = ranks.ask_first(lambda: saved is not None)
-    refuse_to_replace(run, config.resume)  # again, for another process may have trained while this one settled
-    former = run if resuming else settled.origin and Path(settled.origin.run)
-    facts = ranks.ask_first(lambda: read_json(former / "train.json") if former else {})
-    if former and facts.get("text", {}).get("key") != dataset.key:
-        raise ValueError(f"{', '.join(map(str, source.files))} is not the text that {former} began to learn from")
-    model = initial(config, settled.init, saved or (origin and Path(origin.folder)))
-    with lock(run) if ranks.is_first() else nullcontext():
+    with _locked(run) if ranks.is_first() else nullcontext():
+        saved = checkpoint.to_resume(run) if ranks.is_first() else None
+        resuming = ranks.ask_first(lambda: saved is not None)
+        refuse_to_replace(run, config.resume)  # again, for another process may have trained while this one settled
+        former = run if resuming else settled.origin and Path(settled.origin.run)
+        facts = ranks.ask_first(lambda: read_json(former / "train.json") if former else {})
+        if former and facts.get("text", {}).get("key") != dataset.key:
+            files = ", ".join(map(str, source.files))
+            raise ValueError(f"{files} is not the text that {former} began to learn from")
+        model = initial(config, settled.init, saved or (origin and Path(origin.folder)))
         trainer = Trainer(config, step.build(config, model), dataset, run)
         if saved:
             if saved != checkpoint.linked(run, "latest"):
@@ -65,6 +67,19 @@ def opened(settled: Settled) -> Iterator[Trainer]:
             if origin:
                 trainer.save()
         yield trainer
+
+
+@contextmanager
+def _locked(run: Path) -> Iterator[None]:
+    """Lock a run folder. One that is new and in which no run begins is not left behind."""
+    is_new = not run.exists()
+    with lock(run):
+        try:
+            yield
+        except ValueError:
+            if is_new and not (run / "train.json").exists():
+                shutil.rmtree(run, ignore_errors=True)
+            raise
 
 
 def initial(config: TrainConfig, init: Path | None, begun: Path | None) -> GPT2:

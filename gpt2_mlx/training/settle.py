@@ -92,7 +92,7 @@ def settle(flags: TrainConfig, over: Callable[[TrainConfig], TrainConfig]) -> Se
     if config.minutes:
         chosen = {name: getattr(config, name) for name in ("batch_size", "grad_accum_steps", "grad_checkpoint")}
         flags = dataclasses.replace(flags, **chosen, minutes=None)
-        config = budget.settle(config, lambda n: resolve(dataclasses.replace(flags, max_steps=n)), dataset)
+        config = budget.settle(config, lambda n: resolve(dataclasses.replace(flags, max_steps=n)), dataset, run)
     return Settled(config, source, dataset, run, init, origin)
 
 

@@ -178,7 +178,7 @@ function complain(message, field) {
 const AHEAD = 16, PAUSE = 250, PATIENCE = 10; // tokens, milliseconds without a key, seconds
 const key = `playground-${newSeed()}`; // this page's: each request ends the one before
 const [typed, grey] = $("ghost").children;
-let pause = 0;
+let pause = 0, dismissed = 0; // a timer; how often what was shown or asked for went
 
 function type() {
   dismiss();
@@ -188,17 +188,18 @@ function type() {
 
 function dismiss() {
   clearTimeout(pause);
+  dismissed++;
   $("ghost").hidden = true;
 }
 
 const atEnd = () => document.activeElement === form.text && form.text.selectionStart === form.text.value.length;
 
 async function suggest() {
-  const [body] = bodies();
+  const [body] = bodies(), before = dismissed;
   const max_tokens = Math.min(AHEAD, body.max_tokens ?? AHEAD);
   const response = await ask({ ...body, n: 1, max_tokens, supersede: key, timeout: PATIENCE }).catch(() => null);
   const answer = response?.ok ? await response.json().catch(() => null) : null;
-  if (body.text !== form.text.value || !$("ahead").checked) return; // the user has typed on
+  if (before !== dismissed || body.text !== form.text.value || !$("ahead").checked) return; // the user went on
   if (response?.status >= 400 && ![429, 503].includes(response.status)) complain((await problem(response)).message);
   const next = answer?.completed_sentence.slice(body.text.length);
   if (!next || answer.finish_reason === "superseded" || !atEnd()) return;
