@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import mlx.core as mx
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpt2_mlx import GPT2, device, pretrained, template, tokenizer
-from gpt2_mlx.corpus import dataset, examples
+from gpt2_mlx.corpus import example_dataset, examples
 from gpt2_mlx.corpus.examples import Examples
 from gpt2_mlx.corpus.loader import IGNORE
 from gpt2_mlx.corpus.packing import ExampleLoader, PackedWindows
@@ -165,9 +166,9 @@ def by_hand(model: GPT2, example: Examples) -> tuple[float, int]:
 
 
 @pytest.fixture
-def sums(tmp_path) -> dataset.ExampleDataset:
+def sums(tmp_path) -> example_dataset.ExampleDataset:
     lines = [pair(f"{i}*{i}=", f"{i * i}, of course"[: 1 + i % 9]) for i in range(40)]
-    return dataset.ExampleDataset.open(Source("sums", (written(tmp_path, *lines, pair("x" * 40, "y")),)), BYTES)
+    return example_dataset.ExampleDataset.open(Source("sums", (written(tmp_path, *lines, pair("x" * 40, "y")),)), BYTES)
 
 
 CONFIG = TrainConfig(vocab="bytes", n_layer=2, n_head=2, n_embd=16, block_size=24, dropout=0.0).resolved(False)
@@ -208,6 +209,8 @@ def test_train_and_evaluate_with_conversations(tmp_path):
     flags = {"vocab": "270", "block-size": 64, "max-steps": 6, "eval-interval": 3, "save-interval": 3}
     done = trained.train(data, tmp_path / "run", **flags)
     assert done.returncode == 0, done.stderr
+    samples = re.findall("--- sample at step 6\n(.*\n.*)", done.stdout)
+    assert samples and set(samples) == {"user:\nWhat is 48 and 48?"}  # the first of the val split
     assert "NOTE: 1 of 61 examples are left out: they have more than 65 tokens" in done.stdout
     assert re.search(r"text:   pairs, 48 train \+ 6 val \+ 7 test examples; [\d,]+ of [\d,]+ train", done.stdout)
     folder = tmp_path / "run" / "best"
@@ -215,11 +218,15 @@ def test_train_and_evaluate_with_conversations(tmp_path):
     events = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     test = next(event for event in events if event["event"] == "test")
     model, vocabulary = pretrained.load(folder), pretrained.vocabulary(folder)
-    content = dataset.find(Source("pairs", (data,)), vocabulary=vocabulary)
+    content = example_dataset.find(Source("pairs", (data,)), vocabulary=vocabulary)
     score = evaluation.score_split(model, vocabulary.encoding, content, "test")
     assert score.loss == pytest.approx(test["loss"], rel=1e-5)
     assert score.bits_per_byte == pytest.approx(test["bits_per_byte"], rel=1e-5)
-    resumed = trained.train(data, tmp_path / "run", "--resume", **{**flags, "max-steps": 9})
-    assert resumed.returncode == 0 and "from step 6 to step 9" in resumed.stdout, resumed.stderr
+    shutil.copytree(tmp_path / "run", tmp_path / "again", symlinks=True)
+    shutil.rmtree(tmp_path / "again" / "step-00000006")
+    resumed = trained.train(data, tmp_path / "again", "--resume", **flags)
+    assert resumed.returncode == 0 and "from step 3 to step 6" in resumed.stdout, resumed.stderr
+    ends = [(tmp_path / run / "step-00000006" / "model.safetensors").read_bytes() for run in ("run", "again")]
+    assert ends[0] == ends[1]
     refused = trained.train(data, tmp_path / "other", **flags, without="pairs.jsonl:1")
     assert refused.returncode == 2 and "holds prompts and answers, not texts" in refused.stderr

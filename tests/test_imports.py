@@ -14,7 +14,7 @@ GROUND += ["elementwise"]
 TRUNK = ["arrays", "model", "quantized", "kv_cache", "layout", "lora", "adapter", "checkpoint", "pretrained", "gguf"]
 TRUNK += ["plot", "card"]
 WINGS = {
-    "corpus": "documents shards source passages loader examples packing dataset vocabularies",
+    "corpus": "documents shards source passages loader examples packing dataset example_dataset vocabularies",
     "generation": "params scheduler rows drafts outputs constraints capacity prefixes prefill decoder sampling engine"
     " text",
     "training": "recipes config loss optim ranks precision adapting evaluation hellaswag progress report memory step"

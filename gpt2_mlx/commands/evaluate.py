@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import tyro
 
 from .. import cli, inventory
-from ..corpus import dataset, source
+from ..corpus import example_dataset, source
 from ..files import finite
 from ..model import GPT2
 from ..pretrained import LoadConfig
@@ -67,7 +67,7 @@ def score(flags: Evaluate) -> dict:
 
 def _text_facts(flags: Evaluate, model: GPT2, vocabulary: Vocabulary) -> dict:
     text, T = source.find(flags.data), model.config.block_size
-    content = dataset.find(text, vocabulary=vocabulary)
+    content = example_dataset.find(text, vocabulary=vocabulary)
     score = evaluation.score_split(model, vocabulary.encoding, content, flags.split, flags.stride, flags.batch_size)
     facts = {
         "name": text.name,

@@ -11,7 +11,7 @@ from pathlib import Path
 from .. import tokenizer
 from ..files import lock, new_file, remove_folder
 from ..tokenizer import Vocabulary
-from . import dataset, documents, examples, shards
+from . import documents, example_dataset, examples, shards
 from .dataset import default_cache, key_of
 from .source import Source
 
@@ -62,7 +62,7 @@ def _of_training_split(size: int, source: Source, cache: Path) -> Vocabulary:
     n_bytes = min(sum(len(piece.encode()) for piece in _pieces(source)) * 3 // 4, MOST_BYTES)
     while True:
         vocabulary = trained(size, _first(n_bytes, source), source.name)
-        split = dataset.find(source, cache, vocabulary).split("train")
+        split = example_dataset.find(source, cache, vocabulary).split("train")
         if (n := shards.count_bytes(vocabulary.encoding, split)) >= n_bytes:
             return vocabulary
         remove_folder(cache / key_of(source, vocabulary.sha256))  # what nobody will ask for

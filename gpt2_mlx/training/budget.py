@@ -14,12 +14,12 @@ from pathlib import Path
 import mlx.core as mx
 
 from .. import STARTED, metrics, plot
-from ..corpus.dataset import Dataset
+from ..corpus.example_dataset import Dataset
 from ..generation.text import generate
 from ..model import GPT2
 from . import adapting, ranks, step
 from .config import TrainConfig
-from .trainer import FINAL_SAMPLES, SAMPLE_PROMPT, SAMPLE_TOKENS, Trainer
+from .trainer import FINAL_SAMPLES, SAMPLE_TOKENS, Trainer
 
 _ROUNDS = 2  # batches that each process evaluates to be timed
 _LEAST_STEPS, _LONGEST_S = 5, 10  # steps that are timed, and for how long at most where they are more
@@ -132,7 +132,7 @@ def _rounds(config: TrainConfig, dataset: Dataset, split: str) -> int:
 
 
 def _sample(trainer: Trainer) -> None:
-    generate(trainer.model, trainer.encoding, SAMPLE_PROMPT, max_tokens=SAMPLE_TOKENS, seed=0)
+    generate(trainer.model, trainer.encoding, trainer.dataset.prompt, max_tokens=SAMPLE_TOKENS, seed=0)
 
 
 def _draw(run: Path) -> None:

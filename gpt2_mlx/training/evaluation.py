@@ -10,7 +10,8 @@ import tiktoken
 from tqdm import tqdm
 
 from .. import device, quantized
-from ..corpus.dataset import Dataset, TokenDataset
+from ..corpus.dataset import TokenDataset
+from ..corpus.example_dataset import Dataset
 from ..corpus.loader import Windows
 from ..corpus.shards import AnyTokens, count_bytes, count_tokens
 from ..model import GPT2

@@ -8,9 +8,8 @@ from pathlib import Path
 from .. import checkpoint, device, pretrained, tokenizer
 from ..cli import told
 from ..config import GPT2Config
-from ..corpus import dataset as datasets
-from ..corpus import vocabularies
-from ..corpus.dataset import Dataset
+from ..corpus import example_dataset, vocabularies
+from ..corpus.example_dataset import Dataset
 from ..corpus.source import Source, find
 from ..files import read_json
 from ..tokenizer import Vocabulary
@@ -73,7 +72,7 @@ def settle(flags: TrainConfig, over: Callable[[TrainConfig], TrainConfig]) -> Se
     init, shape = _find_init(flags, begun)
     vocabulary = _find_vocabulary(flags, source, begun or init)
     flags = dataclasses.replace(flags, vocab=vocabulary.name)
-    dataset = ranks.in_turn(lambda: datasets.find(source, vocabulary=vocabulary).without(flags.without, source))
+    dataset = ranks.in_turn(lambda: example_dataset.find(source, vocabulary=vocabulary).without(flags.without, source))
 
     def resolve(settings: TrainConfig) -> TrainConfig:
         block_size = settings.resolved(device.on_gpu(), shape, ranks.size()).block_size

@@ -7,7 +7,7 @@ from pathlib import Path
 import mlx.core as mx
 
 from .. import checkpoint, metrics
-from ..corpus.dataset import Dataset
+from ..corpus.example_dataset import Dataset
 from ..files import sync
 from ..generation.text import generate
 from . import optim, precision, ranks
@@ -17,7 +17,6 @@ from .progress import Progress
 from .report import Report
 from .step import Batch, Step
 
-SAMPLE_PROMPT = "The course of true love never did run smooth."
 SAMPLE_TOKENS = 50
 FINAL_SAMPLES = 5
 
@@ -117,8 +116,9 @@ class Trainer:
     def _sample(self, seed: int) -> None:
         if not ranks.is_first():
             return
-        text = generate(self.model, self.encoding, SAMPLE_PROMPT, max_tokens=SAMPLE_TOKENS, seed=seed)
-        self._report.sample(self.progress.step, SAMPLE_PROMPT, text)
+        prompt = self.dataset.prompt
+        text = generate(self.model, self.encoding, prompt, max_tokens=SAMPLE_TOKENS, seed=seed)
+        self._report.sample(self.progress.step, prompt, text)
 
     def evaluate(self, split: str) -> Score:
         """The score of a split, over all of it or always the same first `eval_tokens`."""
