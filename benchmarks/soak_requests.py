@@ -11,7 +11,8 @@ from gpt2_mlx.corpus.source import find
 from gpt2_mlx.generation.scheduler import CHUNK
 
 # The routes that answer with texts, and the field that each has for the prompt.
-ROUTES = {"/complete-sentence": "text", "/v1/completions": "prompt", "/v1/chat/completions": "messages"}
+CHAT = "/v1/chat/completions"
+ROUTES = {"/complete-sentence": "text", "/v1/completions": "prompt", CHAT: "messages"}
 CUT_OFF = {"superseded", "timeout"}  # the finish reasons of texts that depend on when they were asked for
 # How a request may be made special; of each row one is chosen. A field that a route does not have is left out.
 WAYS: list[list[dict]] = [
@@ -81,6 +82,9 @@ class Offer:
         for route in ROUTES.keys() & told["paths"].keys():
             body = told["paths"][route]["post"]["requestBody"]["content"]["application/json"]["schema"]
             fields[route] = set(told["components"]["schemas"][body["$ref"].rpartition("/")[2]]["properties"])
+        hello = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 1}
+        if CHAT in fields and (await http.post(CHAT, json=hello)).status_code == 400:  # the model has no chat template
+            del fields[CHAT]
         names = [checkpoint["name"] for checkpoint in card["checkpoints"]]
         return cls([model["id"] for model in models["data"]], names, fields, card)
 
@@ -94,7 +98,7 @@ class Offer:
             body["model"] = pick.choice(self.models)
         if pick.random() < 0.1:
             body["checkpoint"] = pick.choice(self.checkpoints)
-        if route == "/v1/chat/completions" and "logprobs" in body:
+        if route == CHAT and "logprobs" in body:
             body |= {"logprobs": True, "top_logprobs": body["logprobs"]}
         return route, body | {ROUTES[route]: _prompt(route, pick)}
 
@@ -115,7 +119,7 @@ class Offer:
 def _prompt(route: str, pick: random.Random) -> object:
     text = find("shakespeare").files[0].read_text()[: pick.choice([9, 100, 400, 700, 1500])]
     text += pick.choice(["", "\n\nKING:\n", " the", f" {pick.random()}"])
-    if route == "/v1/chat/completions":
+    if route == CHAT:
         return [{"role": "user", "content": text}]
     return [text, "To be"] if route == "/v1/completions" and pick.random() < 0.1 else text
 
