@@ -10,6 +10,7 @@ import hypothesis
 import pytest
 from client import Client
 from fake_engine import FakeEngine
+from replayed import answering, replayed, serve  # noqa: F401
 
 import gpt2_mlx  # noqa: F401  (before mlx: it brings the BLAS)
 from gpt2_mlx import device

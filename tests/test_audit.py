@@ -1,75 +1,20 @@
-"""Audits and receipts: answers that are drawn again, by the service or by `gpt2-mlx replay`, and compared."""
+"""Audits: answers that the service draws again while nothing else is to do, and compares."""
 
 import asyncio
 import json
 import logging
 import random
-import sys
-import threading
 import time
-from pathlib import Path
 
-import mlx.core as mx
 import pytest
 from client import COMPLETIONS, SENTENCE
 from fake_engine import FakeEngine
-from mlx.utils import tree_map
 from patience import eventually
 
-from gpt2_mlx import checkpoint, cli
-from gpt2_mlx.commands import replay
-from gpt2_mlx.config import GPT2Config
-from gpt2_mlx.generation.engine import Engine
 from gpt2_mlx.generation.prefixes import Prefixes
-from gpt2_mlx.model import GPT2
-from gpt2_mlx.pretrained import LoadConfig
 from gpt2_mlx.serving import audit
-from gpt2_mlx.serving.engines import Engines, loading
-from gpt2_mlx.tokenizer import load as load_encoding
 
-BLOCK = 192
 LONG = [i % 90 for i in range(140)]  # a block of the prefix cache, and more
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("model") / "step-00000001"
-    model = GPT2(GPT2Config(block_size=BLOCK, n_layer=1, n_head=1, n_embd=8), seed=1)
-    model.update(tree_map(lambda p: 8 * p if p.ndim == 2 else p, model.parameters()))  # far from uniform
-    checkpoint.save(folder, model)
-    return folder
-
-
-class RealEngine:
-    """Real engines for `ThreadProcess`."""
-
-    def __init__(self, folder: Path):
-        self.checkpoint, self.gate, self.killed = folder, threading.Event(), threading.Event()
-
-    def begin(self, on_pass):
-        def make(model, _):
-            return Engine(model, 8, on_pass, 16, load_encoding())
-
-        return Engines(lambda folder: loading(folder, "float32", None, make), self.checkpoint)
-
-
-class Run:
-    name, block_size = "verse", BLOCK
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-
-    def checkpoints(self):
-        return {self.folder.name: self.folder}
-
-
-@pytest.fixture
-def serve(open_client, folder):
-    def serve(share: float = 0.0):
-        how = LoadConfig(device="cpu", dtype="float32")
-        return open_client(RealEngine(folder), run=Run(folder), audit=share, how=how)
-
-    return serve
 
 
 def counts(client) -> list[int]:
@@ -103,30 +48,6 @@ def ask_all(client, asked: list) -> None:
     for response in client.await_(ask()):
         assert response.status_code == 200, response.text
         assert '"error"' not in response.text
-
-
-def run_replay(monkeypatch, capsys, *words) -> tuple[int, str]:
-    """The exit status and the one line."""
-    monkeypatch.setattr(sys, "argv", ["gpt2-mlx replay", *map(str, words)])
-    with pytest.raises(SystemExit) as end:
-        cli.run(replay.main)
-    told = capsys.readouterr()
-    lines = (told.out + told.err).splitlines()
-    assert len(lines) == 1, lines
-    return end.value.code, lines[0]
-
-
-@pytest.fixture
-def replayed(monkeypatch, capsys, tmp_path):
-    def replayed(receipt: dict | str, *flags) -> tuple[int, str]:
-        file = tmp_path / "receipt.json"
-        file.write_text(receipt if isinstance(receipt, str) else json.dumps(receipt))
-        return run_replay(monkeypatch, capsys, file, *flags)
-
-    return replayed
-
-
-# Audits
 
 
 @pytest.mark.cpu("equal bits in any company")
@@ -236,94 +157,3 @@ def test_an_answer_whose_checkpoint_is_gone_is_dropped(open_client):
     fake.unloadable.add(fake.checkpoint.name)
     client.completion(max_tokens=2, checkpoint="step-00000002")
     eventually(lambda: counts(client)[2] == 1)
-
-
-# Receipts
-
-
-@pytest.mark.cpu("equal bits in any company")
-@pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize("path", [SENTENCE, COMPLETIONS])
-def test_an_answer_comes_again_from_its_receipt(serve, replayed, path, stream):
-    client = serve()
-    body = {"text" if path == SENTENCE else "prompt": "To be", "max_tokens": 9, "n": 2, "logprobs": 1, "stop": "zz"}
-    if path == COMPLETIONS:
-        body |= {"echo": True, "logit_bias": {"11": 3}, "user": "me", "model": "any"}
-    body |= {"structured_outputs": {"json": {"type": "array", "items": {"type": "integer"}}}, "receipt": True}
-    answer = client.events(path, body | {"seed": None})[-1] if stream else client.post(path, body).json()
-    receipt = answer["receipt"]
-    assert 0 <= receipt["request"]["seed"] < 2**63
-    assert not {"user", "model", "receipt", "stream"} & set(receipt["request"])
-    assert replayed(receipt) == (0, "the same answer")
-    texts = [receipt["texts"][0], receipt["texts"][1] | {"sha256": "0"}]
-    told = "it differs: text 1: the same tokens, but another text or other log-probabilities"
-    assert replayed(receipt | {"texts": texts}) == (1, told)
-    again = client.post(path, body | {"seed": receipt["request"]["seed"]}).json()
-    assert again["receipt"] == receipt
-
-
-def test_without_the_wish_there_is_no_receipt(client):
-    assert "receipt" not in client.completion(max_tokens=1) and "receipt" not in client.sentence(max_tokens=1)
-    assert all("receipt" not in event for event in client.events(COMPLETIONS, {"prompt": "a", "max_tokens": 1}))
-
-
-@pytest.fixture(scope="module")
-def receipt(folder) -> dict:
-    """One that holds but for its texts."""
-    from gpt2_mlx.serving import receipts
-
-    how = receipts.versions(LoadConfig(device="cpu", dtype="float32"))
-    return {
-        "route": COMPLETIONS,
-        "request": {"prompt": "a", "seed": 1, "max_tokens": 2, "temperature": 0},
-        "checkpoint": str(folder),
-        "sha256": receipts.sha256(folder),
-        "versions": how.model_dump(),
-        "texts": [{"tokens": [1, 2], "finish_reason": "length", "sha256": "0"}],
-    }
-
-
-@pytest.mark.parametrize(
-    "change, told",
-    [
-        ({"texts": []}, "texts"),
-        ({"sha256": None}, "sha256"),
-        ({"sha256": "0"}, "it must be that of the receipt"),
-        ({"route": "/x"}, "route"),
-        ({"more": 1}, "more"),
-        ({"checkpoint": "/nowhere"}, "/nowhere"),
-        ({"request": {"prompt": "a", "seed": 1, "topk": 1}}, "topk is not a field"),
-        ({"request": {"prompt": "a"}}, "no seed"),
-        ({"request": {"prompt": "a", "seed": 1, "n": 2}}, "1 texts, but its request asks for 2"),
-        ({"request": {"prompt": [[60000]], "seed": 1}}, "token ids must be"),
-        ({"request": {"prompt": "a", "seed": 1, "structured_outputs": {"regex": "("}}}, "error"),
-    ],
-)
-def test_a_receipt_that_cannot_be_run_is_told_in_a_line(replayed, receipt, change, told):
-    status, line = replayed(receipt | change)
-    assert status == 2 and told in line
-
-
-@pytest.mark.parametrize("content", ["", "{", "[]", "null", "[" * 100_000, '{"route": "\\ud800"}'])
-def test_what_is_no_receipt_is_told_in_a_line(replayed, content):
-    status, line = replayed(content)
-    assert status == 2 and "is no receipt" in line
-
-
-def test_a_receipt_that_lacks_a_field_names_it(replayed, receipt):
-    for name in receipt:
-        status, line = replayed({key: value for key, value in receipt.items() if key != name})
-        assert status == 2 and name in line
-
-
-def test_no_file_and_another_checkpoint(replayed, receipt, monkeypatch, capsys, tmp_path):
-    assert run_replay(monkeypatch, capsys, tmp_path / "none.json")[0] == 2
-    checkpoint.save(tmp_path / "other", GPT2(GPT2Config(block_size=BLOCK, n_layer=1, n_head=1, n_embd=8), seed=2))
-    status, line = replayed(receipt, "--checkpoint", tmp_path / "other")
-    assert status == 2 and "it must be that of the receipt" in line
-    assert replayed(receipt | {"checkpoint": "gone"}, "--checkpoint", receipt["checkpoint"])[0] == 1
-
-
-def test_what_computes_otherwise_is_told(replayed, receipt):
-    status, line = replayed(receipt | {"versions": receipt["versions"] | {"mlx": "0.0.1"}})
-    assert status == 1 and line.endswith(f"mlx was 0.0.1 and is {mx.__version__}")

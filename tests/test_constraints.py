@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mlx.utils import tree_map
+from models import far_from_uniform
 from patience import PATIENCE
 from test_engine import run, tokens_of
 
@@ -58,10 +58,7 @@ WAYS = [{"top_k": 0}, {"top_k": 5}, {"top_k": 0, "top_p": 0.9}, {"temperature": 
 
 @pytest.fixture(scope="module")
 def model() -> GPT2:
-    model = GPT2(GPT2Config(block_size=32, vocab_size=V, n_layer=1, n_head=1, n_embd=16), seed=1)
-    model.update(tree_map(lambda p: 8 * p if p.ndim == 2 else p, model.parameters()))  # far from uniform
-    mx.eval(model.parameters())
-    return model
+    return far_from_uniform(GPT2Config(block_size=32, vocab_size=V, n_layer=1, n_head=1, n_embd=16))
 
 
 def json_of(schema: dict) -> Constraint:

@@ -3,7 +3,7 @@ import random
 import mlx.core as mx
 import numpy as np
 import pytest
-from mlx.utils import tree_map
+from models import far_from_uniform
 
 from gpt2_mlx import blas, device, tokenizer
 from gpt2_mlx.config import GPT2Config
@@ -18,10 +18,7 @@ CONFIG = GPT2Config(block_size=300, vocab_size=97, n_layer=2, n_head=2, n_embd=3
 
 @pytest.fixture(scope="module")
 def model() -> GPT2:
-    model = GPT2(CONFIG, seed=1)
-    model.update(tree_map(lambda p: 8 * p if p.ndim == 2 else p, model.parameters()))  # far from uniform
-    mx.eval(model.parameters())
-    return model
+    return far_from_uniform(CONFIG)
 
 
 def run(engine: Engine, *ids: int) -> dict[int, list]:

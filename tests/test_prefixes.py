@@ -5,7 +5,8 @@ from collections import defaultdict
 
 import mlx.core as mx
 import pytest
-from mlx.utils import tree_map
+from models import far_from_uniform
+from test_engine import run
 
 from gpt2_mlx import device
 from gpt2_mlx.config import GPT2Config
@@ -22,25 +23,13 @@ BLOCK_BYTES = 2 * 2 * 32 * CHUNK * 4
 
 @pytest.fixture(scope="module")
 def model() -> GPT2:
-    model = GPT2(CONFIG, seed=1)
-    model.update(tree_map(lambda p: 8 * p if p.ndim == 2 else p, model.parameters()))  # far from uniform
-    mx.eval(model.parameters())
-    return model
-
-
-def finish(engine: Engine) -> dict[int, list]:
-    """Step until the sequences end; id -> their outputs."""
-    outputs = defaultdict(list)
-    while engine.has_work:
-        for output in engine.step():
-            outputs[output.id].append(output)
-    return outputs
+    return far_from_uniform(CONFIG)
 
 
 def ask(engine: Engine, prompt: list[int], **params) -> tuple[list[int], int]:
     """The tokens of a text, and how many of its prompt's were kept."""
     id = engine.add(prompt, SamplingParams(**{"max_tokens": 2, "seed": 1, "logprobs": 0} | params))
-    outputs = finish(engine)[id]
+    outputs = run(engine)[id]
     return [token for output in outputs for token in output.tokens], outputs[-1].found
 
 
@@ -138,7 +127,7 @@ def test_prompts_that_come_together_and_begin_alike_are_read_once(model):
     begin = tokens(1, 2 * CHUNK)
     for seed in range(6):
         engine.add(begin + tokens(seed, 10), SamplingParams(max_tokens=1))
-    finish(engine)
+    run(engine)
     assert read.count(CHUNK) == 2 and engine.prefixes.take_counts() == PrefixCounts(10, 2, 2 * BLOCK_BYTES)
 
 
