@@ -110,22 +110,27 @@ def read(folder: Path, model: GPT2) -> tuple[dict[str, mx.array], float]:
 
     Raises a ValueError where it is no LoRA of the projections of this model, or a file is broken.
     """
-    file = next((name for name in FILES if (folder / name).is_file()), None)
-    if file is None:
-        raise ValueError(f"{folder} has {CONFIG}, but neither {' nor '.join(FILES)}")
-    path, fields = folder / file, read_json(folder / CONFIG)
+    path, found = stored(folder)
     with named(folder / CONFIG):
-        scale = _scale(fields, file)
-    found = {}
-    for name, array in read_arrays(path).items():
-        match = re.fullmatch(_NAMES[file], name)
-        found[f"{match[1]}.lora_{match[2].lower()}" if match else name] = array.T if file == PEFT else array
+        scale = _scale(read_json(folder / CONFIG), path.name)
     with named(path):
         ranks = [array.shape[-1] for name, array in found.items() if name.endswith("lora_a") and array.ndim == 2]
         layout.check(found, _expected(found, model, ranks[0] if ranks else 0))
         bad = [f"{name} holds values that are not finite" for name, a in found.items() if not mx.isfinite(a).all()]
         layout.refuse(bad)
     return found, scale
+
+
+def stored(folder: Path) -> tuple[Path, dict[str, mx.array]]:
+    """The file of an adapter, and its arrays by our names and in our shapes; they are read when they are evaluated."""
+    file = next((name for name in FILES if (folder / name).is_file()), None)
+    if file is None:
+        raise ValueError(f"{folder} has {CONFIG}, but neither {' nor '.join(FILES)}")
+    found = {}
+    for name, array in read_arrays(folder / file).items():
+        match = re.fullmatch(_NAMES[file], name)
+        found[f"{match[1]}.lora_{match[2].lower()}" if match else name] = array.T if file == PEFT else array
+    return folder / file, found
 
 
 def _scale(fields: dict, file: str) -> float:

@@ -155,6 +155,7 @@ class GPT2(nn.Module):
     def quantization(self) -> dict | None:
         """How its matrices are quantised, as the arguments of `nn.quantize`; None where they are not."""
         layer = self.h[0].attn.c_attn
+        layer = getattr(layer, "linear", layer)  # what an adapter is beside
         is_quantized = isinstance(layer, nn.QuantizedLinear)
         return {"group_size": layer.group_size, "bits": layer.bits, "mode": layer.mode} if is_quantized else None
 

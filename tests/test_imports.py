@@ -15,13 +15,13 @@ TRUNK = ["arrays", "model", "quantized", "kv_cache", "layout", "lora", "adapter"
 TRUNK += ["plot", "card"]
 WINGS = {
     "corpus": "documents shards source passages loader examples packing dataset example_dataset vocabularies",
-    "generation": "params scheduler rows drafts outputs constraints capacity prefixes prefill decoder sampling engine"
-    " text",
+    "generation": "params scheduler rows drafts outputs constraints capacity prefixes adapters prefill decoder sampling"
+    " engine text",
     "training": "recipes config loss optim ranks precision adapting evaluation hellaswag progress report memory step"
     " plan trainer budget fork settle run track",
-    "serving": "limits config answers errors fields formats schemas parsing messages submission examiner engines jobs"
-    " pulse async_engine watch telemetry worker served_run chat choice receipts audit service completions forms intake"
-    " tokens guard app connections server openapi docs pages",
+    "serving": "limits config served_adapters answers errors fields formats schemas parsing messages submission"
+    " examiner engines jobs pulse async_engine watch telemetry worker served_run chat choice receipts audit"
+    " service completions forms intake tokens guard app connections server openapi docs pages",
     "doctor": "reference chips finding tolerance specimens mathematics attention steps draws texts footprint storage"
     " speed machine examination",
 }

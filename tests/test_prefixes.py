@@ -135,7 +135,7 @@ def blocks(prefixes: Prefixes, prompt: list[int]) -> list[bool]:
     """Which blocks of a prompt are kept, without using them."""
     held = dict(prefixes._blocks)
     prompt = [prompt[:end] for end in range(CHUNK, len(prompt) + 1, CHUNK)]
-    found = [prefixes.get(part) is not None for part in prompt]
+    found = [prefixes.get(0, part) is not None for part in prompt]
     prefixes._blocks = type(prefixes._blocks)(held)
     return found
 
@@ -143,8 +143,8 @@ def blocks(prefixes: Prefixes, prompt: list[int]) -> list[bool]:
 def test_those_used_last_are_kept_and_of_a_prompt_its_beginning():
     def read(prompt):
         for end in range(CHUNK, len(prompt) + 1, CHUNK):
-            if not prefixes.get(prompt[:end]):
-                prefixes.put(prompt[:end], [mx.zeros(4)])
+            if not prefixes.get(0, prompt[:end]):
+                prefixes.put(0, prompt[:end], [mx.zeros(4)])
 
     prefixes = Prefixes(room=4)
     a, b, c = (tokens(seed, 2 * CHUNK) for seed in range(3))

@@ -38,14 +38,14 @@ def equal_row_counts(model: GPT2) -> tuple[int, ...]:
         return tuple(range(1, ROW_COUNTS[-1] + 1))
     if device.on_gpu():
         return ROW_COUNTS
-    block, C = model.h[0], model.config.n_embd
+    block, C = model.h[-1], model.config.n_embd  # adapters change the last blocks, if not all
     layers = [(block.attn.c_attn, C), (block.attn.c_proj, C), (block.mlp.c_fc, C), (block.mlp.c_proj, 4 * C)]
     layers.append((model.wte.as_linear, C))
-    x = mx.random.normal((1, 4 * C), key=mx.random.key(0)).astype(model.dtype)
+    x = mx.random.normal((1, 1, 4 * C), key=mx.random.key(0)).astype(model.dtype)
     equal: list[int] = []
     expected: list[np.ndarray] = []  # each layer's result for a row
     for n in reversed(ROW_COUNTS):
-        results = [np.array(layer(mx.repeat(x[:, :width], n, axis=0)).astype(mx.float32)) for layer, width in layers]
+        results = [np.array(layer(mx.repeat(x[..., :width], n, axis=0)).astype(mx.float32)) for layer, width in layers]
         rows = expected or [result[0] for result in results]
         if all((result == row).all() for result, row in zip(results, rows)):
             equal.append(n)

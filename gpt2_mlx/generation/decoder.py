@@ -7,6 +7,7 @@ import mlx.core as mx
 
 from ..kv_cache import CacheView, KVCache
 from ..model import GPT2
+from .adapters import Adapters
 from .capacity import equal_row_counts
 from .rows import Row
 
@@ -20,9 +21,10 @@ class Decoder:
         row_counts: the numbers of rows, padding included, that a pass may have.
     """
 
-    def __init__(self, model: GPT2, cache: KVCache):
-        self._model, self._cache = model, cache
-        self.row_counts = equal_row_counts(model)
+    def __init__(self, model: GPT2, cache: KVCache, adapters: Adapters):
+        self._model, self._cache, self._adapters = model, cache, adapters
+        with adapters.chosen(None):
+            self.row_counts = equal_row_counts(model)
         self._passes: dict[tuple, Callable[..., mx.array]] = {}
 
     def n_rows(self, rows: list[Row]) -> int | None:
@@ -55,11 +57,12 @@ class Decoder:
         places = [row.slot - first for row in group]
         n_slots = places[-1] + 1
         n_rows = next(n for n in self.row_counts if n >= n_slots)
-        starts, counts, newest = [0] * n_slots, [0] * n_slots, [0] * n_rows
+        starts, counts, newest, numbers = [0] * n_slots, [0] * n_slots, [0] * n_rows, [0] * n_rows
         for place, row in zip(places, group):
             starts[place], counts[place], newest[place] = row.start, 1, row.newest
+            numbers[place] = row.sequence.adapter
         view = self._cache.extend(list(range(first, first + n_slots)), starts, counts, width=1, n_rows=n_rows)
-        return self._pass(view)(mx.array(newest)[:, None], *view.arrays)[mx.array(places)]
+        return self._run(view, newest, numbers)[mx.array(places)]
 
     def _verify(self, rows: list[Row]) -> mx.array:
         """The same for several rows of a sequence. Padding is of the last slot, so that there are few shapes."""
@@ -67,20 +70,28 @@ class Decoder:
         slots = [row.slot for row in rows] + [rows[-1].slot] * n_padding
         starts, counts = [row.start for row in rows] + [0] * n_padding, [1] * len(rows) + [0] * n_padding
         newest = [row.newest for row in rows] + [0] * n_padding
+        numbers = [row.sequence.adapter for row in rows] + [0] * n_padding
         view = self._cache.extend(slots, starts, counts, width=1)
-        return self._pass(view)(mx.array(newest)[:, None], *view.arrays)[: len(rows)]
+        return self._run(view, newest, numbers)[: len(rows)]
 
-    def _pass(self, view: CacheView) -> Callable[..., mx.array]:
-        """The pass for views of this shape: tokens (B, 1) and the view's arrays -> logits (B, V)."""
-        if view.shape not in self._passes:
+    def _run(self, view: CacheView, newest: list[int], numbers: list[int]) -> mx.array:
+        """The logits (B, V) of rows with these tokens and adapters."""
+        step = self._pass(view, is_adapted=any(numbers))
+        return step(mx.array(newest)[:, None], mx.array(numbers), *view.arrays)
+
+    def _pass(self, view: CacheView, is_adapted: bool) -> Callable[..., mx.array]:
+        """The pass for views of this shape: tokens (B, 1), adapters (B,) and the view's arrays -> logits (B, V)."""
+        shape = *view.shape, is_adapted
+        if shape not in self._passes:
             state = [self._cache.keys, self._cache.values]
 
-            def logits(tokens: mx.array, *arrays: mx.array) -> mx.array:
-                hidden = self._model.hidden(tokens, cache=view.of(arrays))  # (B, 1, C)
+            def logits(tokens: mx.array, numbers: mx.array, *arrays: mx.array) -> mx.array:
+                with self._adapters.chosen(numbers if is_adapted else 0):
+                    hidden = self._model.hidden(tokens, cache=view.of(arrays))  # (B, 1, C)
                 return head(self._model, hidden[:, 0])
 
-            self._passes[view.shape] = mx.compile(logits, inputs=state, outputs=state)
-        return self._passes[view.shape]
+            self._passes[shape] = mx.compile(logits, inputs=state, outputs=state)
+        return self._passes[shape]
 
 
 def _has_drafts(rows: list[Row]) -> bool:

@@ -14,6 +14,7 @@ from tiktoken import Encoding
 from .. import device
 from ..kv_cache import KVCache
 from ..model import GPT2
+from .adapters import Adapters
 from .decoder import Decoder, head
 from .drafts import Drafter, Speculate
 from .outputs import Output, Token, token_of
@@ -44,6 +45,7 @@ class Engine:
         n_prefixes: the largest number of blocks of prompts to keep for prompts that begin as these did.
         encoding: the tokenizer, for constraints and for the token that ends a text; without it none does.
         speculate: what to draft; see `Drafter`.
+        adapters: those of the model.
 
     Attributes:
         prefixes: the blocks that are kept.
@@ -57,20 +59,26 @@ class Engine:
         n_prefixes: int = 0,
         encoding: Encoding | None = None,
         speculate: Speculate = "off",
+        adapters: Adapters | None = None,
     ):
-        self.model = model
-        self.prefixes = Prefixes(n_prefixes)
-        self._tell_pass = on_pass
+        self.model, self._adapters = model, Adapters(model) if adapters is None else adapters
+        self.prefixes, self._tell_pass = Prefixes(n_prefixes), on_pass
         self.block_size, self.vocab_size = model.config.block_size, model.config.vocab_size
         self._cache = KVCache(model.config, n_slots, model.dtype)
-        self._prefill = Prefill(model, self._cache, self.prefixes, self._on_pass)
-        self._decoder = Decoder(model, self._cache)
+        self._prefill = Prefill(model, self._cache, self.prefixes, self._on_pass, self._adapters)
+        self._decoder = Decoder(model, self._cache, self._adapters)
         self._drafter = Drafter(speculate, self._decoder.row_counts, encoding.eot_token if encoding else None)
-        self._scheduler = Scheduler(n_slots)
+        self._scheduler, self._encoding = Scheduler(n_slots), encoding
         self._sequences: dict[int, Sequence] = {}
-        self._encoding = encoding
 
-    def add(self, prompt: list[int], params: SamplingParams, id: int | None = None, request: int | None = None) -> int:
+    def add(
+        self,
+        prompt: list[int],
+        params: SamplingParams,
+        id: int | None = None,
+        request: int | None = None,
+        adapter: int = 0,
+    ) -> int:
         """Queue a sequence and return its id.
 
         Args:
@@ -78,6 +86,7 @@ class Engine:
             params: how to draw.
             id: what to call it; by default a number that no other sequence has.
             request: which request it belongs to, among which the slots are shared; by default one of its own.
+            adapter: the number of its adapter; 0 is none.
 
         Raises:
             ValueError: the prompt is empty or a token is out of range.
@@ -85,7 +94,8 @@ class Engine:
         if not prompt:
             raise ValueError("the prompt has no tokens; it must have at least one")
         id = next(_ids) if id is None else id
-        sequence = Sequence(id, prompt, params, self.block_size, id if request is None else request)
+        request, block_size = id if request is None else request, self._adapters.block_sizes[adapter]
+        sequence = Sequence(id, prompt, params, block_size, request, adapter)
         for token in (*sequence.prompt, *params.logit_bias):
             if not 0 <= token < self.vocab_size:
                 raise ValueError(f"token {token} is out of range; it must lie in [0, {self.vocab_size - 1}]")
@@ -119,6 +129,8 @@ class Engine:
         for width, way in zip(widths, itertools.cycle(WAYS)):
             if width < self.block_size:
                 self.add([0] * (width + 1), SamplingParams(max_tokens=2, seed=0, **way))
+        if len(self._adapters):
+            self.add([0, 0], SamplingParams(max_tokens=2, seed=0), adapter=1)
         while self.has_work:
             self.step()
 

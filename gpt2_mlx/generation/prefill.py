@@ -7,6 +7,7 @@ import mlx.core as mx
 from .. import device
 from ..kv_cache import KVCache, bucket
 from ..model import GPT2
+from .adapters import Adapters
 from .capacity import alike_rows
 from .prefixes import Prefixes
 from .scheduler import CHUNK, Sequence
@@ -17,8 +18,16 @@ WIDTHS = (8, 16, 24, 32, 48, 64, 96, CHUNK)  # a chunk is padded to one of these
 class Prefill:
     """Reads contexts with a model into its cache; `on_pass` as the engine has it."""
 
-    def __init__(self, model: GPT2, cache: KVCache, prefixes: Prefixes, on_pass: Callable[[list[int], int], None]):
+    def __init__(
+        self,
+        model: GPT2,
+        cache: KVCache,
+        prefixes: Prefixes,
+        on_pass: Callable[[list[int], int], None],
+        adapters: Adapters,
+    ):
         self._model, self._cache, self._prefixes, self._on_pass = model, cache, prefixes, on_pass
+        self._adapters = adapters
 
     def read(self, sequences: list[Sequence], running: Collection[Sequence]) -> Iterator[tuple[Sequence, mx.array]]:
         """Read the next chunk of each context; yields each that was read and the chunk's last hidden states (n, C).
@@ -31,7 +40,7 @@ class Prefill:
             yield from self._pass(group)
 
     def _groups(self, sequences: list[Sequence], running: Collection[Sequence]) -> list[list[Sequence]]:
-        """Sequences to read together: those of one shape, on a CPU only so many that none has other bits than alone."""
+        """Sequences to read together: of one adapter and shape; on a CPU so few that none has other bits than alone."""
         groups: dict = {}
         taken: list[Sequence] = []
         for sequence in sequences:
@@ -40,10 +49,10 @@ class Prefill:
             if sequence.is_decoding or any(self._waits_for(sequence, other) for other in taken):
                 continue  # in a later step it copies what the other reads now
             taken.append(sequence)
-            shape = _width(sequence.chunk), bucket(sequence.cached + sequence.chunk)
+            shape = _width(sequence.chunk), bucket(sequence.cached + sequence.chunk), sequence.adapter
             groups.setdefault(shape, []).append(sequence)
         parts = []
-        for (width, _), group in groups.items():
+        for (width, *_), group in groups.items():
             n = len(group) if device.on_gpu() else max(1, alike_rows(self._model) // width)
             parts += [group[i : i + n] for i in range(0, len(group), n)]
         return parts
@@ -58,7 +67,7 @@ class Prefill:
 
     def _copy_prefix(self, sequence: Sequence) -> None:
         """Copy the blocks that are kept of the prompt."""
-        while self._reads_block(sequence) and (block := self._prefixes.get(sequence.ahead)):
+        while self._reads_block(sequence) and (block := self._prefixes.get(sequence.adapter, sequence.ahead)):
             self._cache.write(sequence.slot, sequence.cached, block)
             sequence.cached += CHUNK
             sequence.found += CHUNK
@@ -66,7 +75,8 @@ class Prefill:
     def _waits_for(self, sequence: Sequence, other: Sequence) -> bool:
         """Whether a sequence can copy later what another is about to read."""
         both = self._reads_block(sequence) and self._reads_block(other)
-        return _can_share(sequence, other) or (both and sequence.ahead == other.ahead)
+        same = sequence.adapter == other.adapter and sequence.ahead == other.ahead
+        return _can_share(sequence, other) or (both and same)
 
     def _reads_block(self, sequence: Sequence) -> bool:
         """Whether the next chunk of a sequence is one to keep for others."""
@@ -79,12 +89,13 @@ class Prefill:
         self._on_pass([s.id for s in sequences], sum(counts))
         chunks = [s.context[s.cached : s.cached + n] + [0] * (width - n) for s, n in zip(sequences, counts)]
         view = self._cache.extend(list(slots), starts, counts, width)
-        hidden = self._model.hidden(mx.array(chunks), cache=view)  # (B, T, C)
+        with self._adapters.chosen(sequences[0].adapter):
+            hidden = self._model.hidden(mx.array(chunks), cache=view)  # (B, T, C)
         mx.eval(self._cache.state())
         for row, sequence, n in zip(hidden, sequences, counts):
             if self._reads_block(sequence):
                 block = self._cache.read(sequence.slot, sequence.cached, sequence.cached + CHUNK)
-                self._prefixes.put(sequence.ahead, block)
+                self._prefixes.put(sequence.adapter, sequence.ahead, block)
             sequence.cached += n
             yield sequence, row[:n]
 
@@ -94,8 +105,8 @@ def _width(n: int) -> int:
 
 
 def _can_share(sequence: Sequence, other: Sequence) -> bool:
-    """Whether a sequence may copy what another has read: both have the same prompt, and neither window has moved."""
-    same = sequence is not other and sequence.prompt == other.prompt
+    """Whether a sequence may copy what another has read: prompt and adapter are equal, and neither window has moved."""
+    same = sequence is not other and sequence.adapter == other.adapter and sequence.prompt == other.prompt
     return same and _is_plain(sequence) and not other.slides
 
 

@@ -29,6 +29,7 @@ class Sequence:
     params: SamplingParams
     block_size: int
     request: int = 0  # what it belongs to: the slots are shared among requests
+    adapter: int = 0  # the number of its adapter; 0 is none
     status: Status = Status.WAITING
     slot: int | None = None
     parked: Any = None  # what its slot held, while another sequence has the slot
