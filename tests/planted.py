@@ -17,6 +17,7 @@ from gpt2_mlx.config import PRESETS
 from gpt2_mlx.doctor import attention, speed, texts, tolerance
 from gpt2_mlx.generation import sampling
 from gpt2_mlx.serving import messages, worker
+from gpt2_mlx.serving.served_adapters import NO_ADAPTERS
 from gpt2_mlx.training import memory, optim, plan, trainer
 
 ATTENTION, COMPILE, MATMUL = mx.fast.scaled_dot_product_attention, mx.compile, mx.matmul
@@ -171,7 +172,7 @@ def launch_with(code):
 
     def launch(config, folder):
         process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        process.stdin.write(messages.pack((config, folder)))
+        process.stdin.write(messages.pack((config, folder, NO_ADAPTERS)))
         process.stdin.flush()
         return process
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -10,7 +11,11 @@ from pathlib import Path
 
 import pytest
 from patience import PATIENCE, eventually
-from served import add_checkpoint, begun, http, make_run
+from served import CONFIG, add_checkpoint, begun, http, make_run
+from test_adapters import make as make_adapter
+
+from gpt2_mlx import checkpoint
+from gpt2_mlx.model import GPT2
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
@@ -166,6 +171,29 @@ def test_samples_and_checkpoints_side_by_side(tab):
     assert texts[1] == one_by_one[0][0], "the best checkpoint, and the first of its samples"
     heads = tab.eval_on_selector_all("article header", "all => all.map(head => head.textContent)")
     assert ["step 2" in head for head in heads] == [True, False] and "step 4" in heads[1]
+
+
+def test_adapters_side_by_side_with_their_base(browser, tmp_path):
+    checkpoint.save(tmp_path / "base", GPT2(CONFIG, seed=1))
+    names = ("pirate", "poet")
+    for rank, name in enumerate(names, 1):
+        make_adapter(tmp_path / "base", tmp_path / name, rank, 1, ("attn.c_attn", "mlp.c_fc"), CONFIG.block_size)
+    flags = [part for name in names for part in ("--adapter", f"{name}={name}")]
+    with begun(tmp_path, "--checkpoint", "base", *flags) as (_, url), contextlib.closing(browser.new_page()) as tab:
+        tab.goto(url)
+        tab.wait_for_selector("#state.ready")
+        for name in ("base", *names):
+            tab.check(f"[name=checkpoint][value={name}]", force=True)
+        texts = run(tab, seed=1)
+        heads = tab.eval_on_selector_all("article header", "all => all.map(head => head.textContent)")
+        assert [name in head for name, head in zip(("base", *names), heads, strict=True)] == [True] * 3
+        assert len(set(texts)) == 3
+        body = {"text": "KING", "max_tokens": 12, "seed": 1}
+        for name, text in zip(names, texts[1:]):
+            answer = http.post(url + "/complete-sentence", json=body | {"checkpoint": name}).json()
+            assert answer["completed_sentence"] == text
+        if folder := os.environ.get("SCREENSHOTS"):
+            tab.screenshot(path=f"{folder}/adapters.png")
 
 
 def test_a_link_and_the_copies_reproduce_the_text(tab, browser):

@@ -7,6 +7,7 @@ from typing import Annotated
 import tyro
 
 from .. import cli, pretrained
+from ..generation.adapters import Adapters
 from ..generation.engine import Engine
 from ..pretrained import LoadConfig
 from ..serving import receipts
@@ -24,20 +25,25 @@ class Replay:
     """File with the receipt in JSON."""
     checkpoint: str | None = None
     """Where the checkpoint lies now. Default: where the receipt says."""
+    adapter: str | None = None
+    """Where the adapter lies now, if one answered. Default: where the receipt says."""
 
 
 def main() -> None:
     flags = cli.parse(Replay)
     receipt = receipts.read(flags.receipt)
-    folder = pretrained.find(flags.checkpoint or receipt.checkpoint)
-    if (found := receipts.sha256(folder)) != receipt.sha256:
-        raise ValueError(f"{folder} has the hash {found}; it must be that of the receipt, {receipt.sha256}")
+    folder, folders = _found(flags.checkpoint or receipt.checkpoint, receipt.sha256), {}
+    if receipt.adapter:
+        folders = {"adapter": _found(flags.adapter or receipt.adapter.folder, receipt.adapter.sha256)}
+    elif flags.adapter:
+        raise ValueError(f"--adapter is {flags.adapter}, but no adapter answered")
     made = receipt.versions
     how = LoadConfig(device=made.device, dtype=made.dtype, quantize=made.quantize)
-    model, vocabulary = how.load(folder)
-    answered = receipts.answered(receipt, vocabulary, folder, model.config.block_size)
-    engine = Engine(model, 1, encoding=vocabulary.encoding)
-    texts = [draw(engine, job, choice) for job, choice in answered.choices(vocabulary.encoding)]
+    model, _ = how.load(folder)
+    adapters, vocabulary = Adapters(model, folders), pretrained.vocabulary(folders.get("adapter", folder))
+    answered = receipts.answered(receipt, vocabulary, folder, adapters.block_sizes[-1])
+    engine = Engine(model, 1, encoding=vocabulary.encoding, adapters=adapters)
+    texts = [draw(engine, job, choice, len(adapters)) for job, choice in answered.choices(vocabulary.encoding)]
     difference = receipts.difference(receipt.texts, texts)
     here = dict(receipts.versions(how))
     others = [f"{name} was {was} and is {here[name]}" for name, was in made if was != here[name]]
@@ -45,9 +51,17 @@ def main() -> None:
     raise SystemExit(1 if difference else 0)
 
 
-def draw(engine: Engine, job: Job, choice: Choice) -> ReceiptText:
+def _found(source: str, sha256: str) -> Path:
+    """The folder of what a receipt tells of. Raises a ValueError where it is another one now."""
+    folder = pretrained.find(source)
+    if (found := receipts.sha256(folder)) != sha256:
+        raise ValueError(f"{folder} has the hash {found}; it must be that of the receipt, {sha256}")
+    return folder
+
+
+def draw(engine: Engine, job: Job, choice: Choice, adapter: int = 0) -> ReceiptText:
     """Draw a text. Raises a ValueError where its prompt or its constraint cannot be followed."""
-    id = engine.add(*job)
+    id = engine.add(*job, adapter=adapter)
     while engine.has_work:
         for output in engine.step():
             if output.failure:

@@ -8,8 +8,10 @@ import sys
 from pathlib import Path
 
 from .. import checkpoint, cli, device, pretrained
+from ..serving import served_adapters
 from ..serving.async_engine import AsyncEngine
 from ..serving.config import ServeConfig
+from ..serving.served_adapters import ServedAdapters
 from ..serving.worker import launch
 
 
@@ -24,16 +26,20 @@ def main() -> None:
     path = folder if pretrained.is_on_hub(source) else Path(source)
     if config.watch and folder == path:
         raise ValueError(f"--watch is on, but {path} is a checkpoint; it must be a run, whose best one can change")
+    name = Path(source).resolve().name
+    adapters = served_adapters.find(config.adapter, folder, {name, folder.name}, config.quantize)
     with listen(config.host, config.port) as listener:
         # What `best` points to may change at any time. The process loads while the rest is imported here.
-        engine = AsyncEngine(functools.partial(launch, config), folder.resolve(), config.max_queue)
+        engine = AsyncEngine(functools.partial(launch, config, served=adapters), folder.resolve(), config.max_queue)
         print(f"serving {folder} on {config.host}, port {listener.getsockname()[1]}", flush=True)
-        asyncio.run(serve(config, engine, path, Path(source).resolve().name, listener))
+        asyncio.run(serve(config, adapters, engine, path, name, listener))
     if engine.failure:
         raise ValueError(engine.failure)
 
 
-async def serve(config: ServeConfig, engine: AsyncEngine, path: Path, name: str, listener: socket.socket) -> None:
+async def serve(
+    config: ServeConfig, adapters: ServedAdapters, engine: AsyncEngine, path: Path, name: str, listener: socket.socket
+) -> None:
     """Serve the run or the checkpoint at a path until a signal ends it."""
     from ..serving import app, pages
     from ..serving.served_run import ServedRun
@@ -47,7 +53,8 @@ async def serve(config: ServeConfig, engine: AsyncEngine, path: Path, name: str,
     telemetry.watch(engine)
     vocabulary = pretrained.vocabulary(checkpoint.resolve(path))
     run = ServedRun(path, name)
-    service = Service(engine, vocabulary, telemetry, run, config.api_key, config.watch, config.audit, config)
+    flags = config.api_key, config.watch, config.audit
+    service = Service(engine, vocabulary, telemetry, run, *flags, adapters, config)
     web = app.build(
         service, config.host, config.allowed_host, config.cors_origin, pages.routes(vocabulary.encoding.n_vocab)
     )

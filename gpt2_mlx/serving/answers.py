@@ -66,6 +66,13 @@ class Versions(Answer):
     quantize: Literal[8, 4] | None
 
 
+class AdapterReceipt(Answer):
+    folder: str
+    """Told as the checkpoint's is."""
+    sha256: str
+    """Of its weights and its configuration."""
+
+
 class Receipt(Answer):
     """What an answer followed from, and what to know it by: `gpt2-mlx replay` draws it again and compares."""
 
@@ -76,6 +83,8 @@ class Receipt(Answer):
     """The folder, below the one that the service was started in if it lies there."""
     sha256: str
     """Of the checkpoint's weights, config.json and vocabulary."""
+    adapter: AdapterReceipt | None = None
+    """There if an adapter of the checkpoint answered."""
     versions: Versions
     texts: list[ReceiptText] = Field(min_length=1)
 
@@ -104,7 +113,7 @@ class SentenceAnswer(Answer):
     logprobs: Logprobs | None = None
     """Of the first sample; there if logprobs is more than 0."""
     checkpoint: str
-    """Which checkpoint answered."""
+    """Which checkpoint or adapter answered."""
     usage: Usage
     receipt: Receipt | None = None
     """There if asked for; null if a text did not come to its end, or the checkpoint's files are gone."""
@@ -130,7 +139,7 @@ class CompletionAnswer(Answer):
     """Seconds since 1970."""
     model: str
     system_fingerprint: str
-    """Which checkpoint answered."""
+    """Which checkpoint or adapter answered."""
     choices: list[CompletionChoice]
     usage: Usage | None = None
     """In a stream only in the last event, if asked for."""
@@ -157,6 +166,8 @@ class Model(Answer):
     object: Literal["model"]
     created: int
     owned_by: str
+    parent: str | None = None
+    """Of an adapter, the model that it belongs to."""
 
 
 class Models(Answer):
@@ -208,7 +219,7 @@ class Card(Answer):
     checkpoint: Checkpoint
     """The one that answers where a request names none."""
     checkpoints: list[Checkpoint]
-    """Those that requests may name."""
+    """Those that requests may name, adapters last."""
     watch: bool
     """Whether a new best checkpoint of the run takes over."""
     unready: str | None

@@ -20,7 +20,7 @@ from . import errors, schemas, tokens
 from .answers import Health, Model, Models, Ready, answer
 from .chat import ChatRequest
 from .choice import EncodedPrompt
-from .completions import Generation
+from .completions import Generation, adapter_of
 from .errors import ApiError
 from .forms import ChatForm, CompletionForm, Form, SentenceForm, events, whole
 from .guard import Guard
@@ -91,8 +91,10 @@ async def chat_completions(request: Request) -> Response:
 
 async def models(request: Request) -> Response:
     service = service_of(request, needs_key=True)
-    model = Model(id=service.run.name, object="model", created=service.created, owned_by="gpt2_mlx")
-    return answer(Models(object="list", data=[model]))
+    facts = {"object": "model", "created": service.created, "owned_by": "gpt2_mlx"}
+    base = Model(id=service.run.name, **facts)
+    adapters = [Model(id=name, parent=base.id, **facts) for name in service.adapters.folders]
+    return answer(Models(object="list", data=[base, *adapters]))
 
 
 async def health(_: Request) -> Response:
@@ -131,8 +133,10 @@ async def _complete(request: Request, schema: type[Parsed], form_of: type[Form])
 
 def _read(service: Service, schema: type[Parsed], body: bytes) -> tuple[schemas.TextRequest, list[EncodedPrompt]]:
     request = parse(schema, body, service.encoding.n_vocab)
-    block_size = service.run.block_size
-    prompts = [EncodedPrompt.of(prompt, service.vocabulary, block_size, request.echo) for prompt in request.prompts]
+    adapter = adapter_of(service, request)
+    vocabulary, block_size = service.vocabulary_of(adapter), service.adapters.block_sizes.get(adapter)
+    block_size = block_size or service.run.block_size
+    prompts = [EncodedPrompt.of(prompt, vocabulary, block_size, request.echo) for prompt in request.prompts]
     _check_answer(request, prompts)
     return request, prompts
 

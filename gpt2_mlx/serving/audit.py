@@ -85,7 +85,7 @@ class Audits:
         self._telemetry.audited.inc()
         if found:
             self._telemetry.differing.inc()
-            told = receipt.model_dump_json() if receipt else "none, since the checkpoint's files are gone"
+            told = receipt.model_dump_json(exclude_unset=True) if receipt else "none, since its files are gone"
             log.error("an audit found a difference: %s; the receipt: %s", found, told)
 
     async def _texts(self, answered: Answered) -> list[ReceiptText]:

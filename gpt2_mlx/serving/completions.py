@@ -50,7 +50,8 @@ class Generation:
             self.request = request = request.model_copy(update={"seed": secrets.randbits(63)})
         jobs, self.choices = zip(*choices_of(request, prompts, service.encoding))
         with as_api_errors():
-            checkpoint = _checkpoint(service, request)
+            self._adapter = adapter_of(service, request)
+            checkpoint = _checkpoint(service, request, self._adapter)
             service.audits.give_way()
             self.submission = service.engine.submit(list(jobs), checkpoint, number, request.supersede, timeout)
         service.audits.enter()
@@ -81,8 +82,13 @@ class Generation:
 
     @property
     def checkpoint(self) -> str:
-        """The name of the checkpoint that answers."""
-        return self.submission.checkpoint.name
+        """The name of the checkpoint or the adapter that answers."""
+        return self._adapter or self.submission.checkpoint.name
+
+    @property
+    def model(self) -> str:
+        """The name of the model that answers."""
+        return self._adapter or self.service.run.name
 
     @property
     def usage(self) -> Usage:
@@ -118,17 +124,35 @@ class Generation:
         choice.last_at = now
 
 
-def _checkpoint(service: Service, request: TextRequest) -> Path | None:
-    """The folder of the checkpoint that a request names.
+def adapter_of(service: Service, request: TextRequest) -> str | None:
+    """The adapter that a request names as its model or its checkpoint.
+
+    Raises:
+        ApiError: 400, the model is none that is served beside adapters, or the checkpoint is another one.
+    """
+    adapters, model = service.adapters.folders, getattr(request, "model", None)  # only OpenAI's requests have a model
+    if adapters and model not in (None, service.run.name, *adapters):
+        allowed = ", ".join([service.run.name, *adapters])
+        raise ApiError(400, f"model is {model[:80]!r}; allowed: {allowed}", "model", code="invalid_value")
+    if model in adapters and request.checkpoint not in (None, model):
+        message = f"model is {model!r}, but checkpoint is {request.checkpoint[:80]!r}; one of them is enough"
+        raise ApiError(400, message, "checkpoint", code="invalid_value")
+    return next((name for name in (model, request.checkpoint) if name in adapters), None)
+
+
+def _checkpoint(service: Service, request: TextRequest, adapter: str | None) -> Path | None:
+    """The folder of the adapter, or of the checkpoint that a request names.
 
     Raises:
         ApiError: 400, there is none of that name.
     """
+    if adapter:
+        return service.adapters.folders[adapter]
     if request.checkpoint is None:
         return None
     folders = service.run.checkpoints()
     if request.checkpoint not in folders:
-        allowed = ", ".join(folders)
+        allowed = ", ".join([*folders, *service.adapters.folders])
         message = f"checkpoint is {request.checkpoint[:80]!r}; allowed: {allowed}"
         raise ApiError(400, message, "checkpoint", code="invalid_value")
     return folders[request.checkpoint]

@@ -1,7 +1,9 @@
 """`ServeConfig`: every flag of serve.py, with its unit and its reason."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+import tyro
 
 from ..generation import drafts
 from ..pretrained import LoadConfig
@@ -13,6 +15,9 @@ class ServeConfig(LoadConfig):
 
     checkpoint: str | None = None
     """Run, checkpoint folder, gpt2 ... gpt2-xl, or owner/name on the hub. Default: the newest run in checkpoints/."""
+    adapter: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """NAME=RUN, once for each: an adapter of the checkpoint, for requests whose `model` or `checkpoint` is this name.
+    They are answered in one batch with those for others."""
     watch: bool = False
     """Go over to a new best checkpoint of the run while it is training; what was begun ends on the old one."""
     host: str = "127.0.0.1"
@@ -59,6 +64,8 @@ class ServeConfig(LoadConfig):
                 flag = "--" + name.replace("_", "-")
                 raise ValueError(f"{flag} is {value}; it must be at least {low} and at most {high}")
         drafts.check(self.speculate)
+        if self.watch and self.adapter:
+            raise ValueError(f"--watch is on, but --adapter is {self.adapter[0]}; an adapter fits one checkpoint only")
         if self.api_key is not None and not self.api_key.strip():
             raise ValueError("--api-key is blank; it must have a character")
         object.__setattr__(self, "api_key", self.api_key and self.api_key.strip())  # a file's last newline, say

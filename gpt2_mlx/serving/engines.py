@@ -14,6 +14,7 @@ from ..generation.params import SamplingParams
 from ..generation.prefixes import PrefixCounts
 from ..model import GPT2
 from .messages import Loaded, NotLoaded, NotTaken
+from .served_adapters import NO_ADAPTERS, ServedAdapters
 
 MAX_ENGINES = 5
 KEEP_SECONDS = 300.0  # how long an engine that has nothing to do is kept
@@ -29,14 +30,16 @@ class TooLarge(ValueError):
     """A checkpoint does not fit into the memory that is left."""
 
 
-def loading(folder: Path, dtype: str, quantize: int | None, make: Callable[[GPT2, Path], Engine]) -> Loading:
-    """Load a checkpoint a part at a time; `make` gets the model and the folder.
+def loading(
+    folder: Path, dtype: str, quantize: int | None, make: Callable[[GPT2, Path], Engine], beside: int = 0
+) -> Loading:
+    """Load a checkpoint a part at a time; `make` gets the model and the folder, and adds so many bytes `beside` it.
 
     Raises:
         ValueError: it is broken.
         TooLarge: it does not fit into memory beside the others.
     """
-    size, room = pretrained.size(folder, dtype), device.memory() - mx.get_active_memory()
+    size, room = pretrained.size(folder, dtype) + beside, device.memory() - mx.get_active_memory()
     if size > room:
         raise TooLarge(f"{folder} takes {size / 1e9:.2f} GB, but there is room for {max(room, 0) / 1e9:.2f} GB")
     model = yield from pretrained.loading(folder, dtype, quantize)
@@ -48,7 +51,7 @@ class _Pending:
     """A checkpoint on its way, and what waits for it."""
 
     steps: Loading
-    jobs: list[tuple[int, list[int], SamplingParams, int]] = field(default_factory=list)
+    jobs: list[tuple[int, list[int], SamplingParams, int, int]] = field(default_factory=list)
     answers: bool = False  # whether it shall answer once it is loaded
 
 
@@ -63,10 +66,12 @@ class Engines:
     Args:
         load: begins to load the Engine of a checkpoint's folder.
         checkpoint: the folder of the one that answers.
+        adapters: those that the Engine of their base has.
     """
 
-    def __init__(self, load: Callable[[Path], Loading], checkpoint: Path):
+    def __init__(self, load: Callable[[Path], Loading], checkpoint: Path, adapters: ServedAdapters = NO_ADAPTERS):
         self.checkpoint = checkpoint
+        self._adapters = adapters
         self._load = load
         self._pending: dict[Path, _Pending] = {}
         self._used: dict[Path, float] = {}  # when each engine last had work, the one longest ago first
@@ -89,16 +94,17 @@ class Engines:
                 self._news.append(NotLoaded(checkpoint, str(error)))
 
     def add(self, id: int, prompt: list[int], params: SamplingParams, request: int, checkpoint: Path) -> None:
-        """Queue a sequence for a checkpoint.
+        """Queue a sequence for a checkpoint, or for an adapter in its folder.
 
         Raises:
             ValueError: the prompt is empty or a token is out of range.
             Full: too many checkpoints are in use.
         """
+        checkpoint, adapter = self._adapters.place(checkpoint)
         if checkpoint in self._engines:
-            self._engines[checkpoint].add(prompt, params, id, request)
+            self._engines[checkpoint].add(prompt, params, id, request, adapter)
         else:
-            self._begin(checkpoint).jobs.append((id, prompt, params, request))
+            self._begin(checkpoint).jobs.append((id, prompt, params, request, adapter))
 
     def cancel(self, id: int) -> None:
         """As `Engine.cancel`."""
@@ -186,9 +192,9 @@ class Engines:
         del self._pending[checkpoint]
         self._engines[checkpoint] = engine
         self._used[checkpoint] = time.monotonic()
-        for id, prompt, params, request in pending.jobs:
+        for id, prompt, params, request, adapter in pending.jobs:
             try:
-                engine.add(prompt, params, id, request)
+                engine.add(prompt, params, id, request, adapter)
             except ValueError as error:
                 self._news.append(NotTaken(id, str(error)))
         if pending.answers:

@@ -81,7 +81,7 @@ class CompletionForm:
             id=f"cmpl-{request_id.get()}",
             object="text_completion",
             created=self._created,
-            model=self.generation.service.run.name,
+            model=self.generation.model,
             system_fingerprint=self.generation.checkpoint,
             choices=choices,
             **more,
@@ -107,7 +107,7 @@ class ChatForm:
         self._shared = {
             "id": f"chatcmpl-{request_id.get()}",
             "created": int(time.time()),
-            "model": generation.service.run.name,
+            "model": generation.model,
             "system_fingerprint": generation.checkpoint,
         }
 

@@ -84,7 +84,7 @@ OPERATIONS = (
         "As vLLM has it. A text of no character has no token; to go on from it, the model begins a new document.",
     ),
     Operation("/detokenize", "Token ids as text", answers.DetokenizeAnswer, _READING, tokens.DetokenizeRequest),
-    Operation("/v1/models", "The model that is served", answers.Models, ("401",)),
+    Operation("/v1/models", "The model that is served, and its adapters", answers.Models, ("401",)),
     Operation("/health", "Whether the process lives", answers.Health),
     Operation("/ready", "Whether a request would be served", answers.Ready, ("503",)),
     Operation("/card", "The model's card: its shape, what it learned from, its checkpoints", answers.Card),

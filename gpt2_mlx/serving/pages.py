@@ -44,7 +44,8 @@ def routes(n_vocab: int = VOCAB_SIZE) -> tuple[Route, ...]:
 async def card(request: Request) -> Response:
     service = request.app.state.service
     engine = service.engine
-    card = await run_in_threadpool(service.run.card, engine.checkpoint, service.watches, engine.unready)
+    facts = engine.checkpoint, service.watches, engine.unready, service.adapters.folders
+    card = await run_in_threadpool(service.run.card, *facts)
     return answer(card)
 
 

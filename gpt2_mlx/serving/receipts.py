@@ -17,12 +17,13 @@ from .. import __version__, device, pretrained
 from ..files import sha256_of_each
 from ..pretrained import LoadConfig
 from ..tokenizer import Vocabulary
-from .answers import Receipt, ReceiptText, Versions
+from .answers import AdapterReceipt, Receipt, ReceiptText, Versions
 from .chat import ChatRequest
 from .choice import Choice, EncodedPrompt, choices_of
 from .errors import ApiError
 from .parsing import parse
 from .schemas import CompletionRequest, SentenceRequest, TextRequest
+from .served_adapters import ServedAdapters
 from .submission import Job
 
 ROUTES = {
@@ -56,10 +57,11 @@ class Receipts:
 
     Args:
         how: how the engine loads its models.
+        adapters: those that answer, too.
     """
 
-    def __init__(self, how: LoadConfig):
-        self._how = how
+    def __init__(self, how: LoadConfig, adapters: ServedAdapters):
+        self._how, self._adapters = how, adapters
         self._hash = functools.cache(sha256)
 
     async def make(self, answered: Answered) -> Receipt | None:
@@ -67,20 +69,27 @@ class Receipts:
         return await run_in_threadpool(self._make, answered)
 
     def _make(self, answered: Answered) -> Receipt | None:
-        folder, request = answered.checkpoint, answered.request
+        request, (folder, number) = answered.request, self._adapters.place(answered.checkpoint)
         try:
-            digest = self._hash(folder)
+            digest, optional = self._hash(folder), {}
+            if number:
+                own = {"folder": _told(answered.checkpoint), "sha256": self._hash(answered.checkpoint)}
+                optional = {"adapter": AdapterReceipt(**own)}
         except OSError:
             return None
-        below = folder.is_relative_to(Path.cwd())
         return Receipt(
             route=next(route for route, schema in ROUTES.items() if isinstance(request, schema)),
             request=request.model_dump(by_alias=True, exclude_unset=True, exclude=WITHOUT),
-            checkpoint=str(folder.relative_to(Path.cwd()) if below else folder),
+            checkpoint=_told(folder),
             sha256=digest,
+            **optional,
             versions=versions(self._how),
             texts=answered.texts,
         )
+
+
+def _told(folder: Path) -> str:
+    return str(folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder)
 
 
 def sha256(folder: Path) -> str:

@@ -55,7 +55,7 @@ class TextRequest(Body):
     structured_outputs: StructuredOutputs | None = None
     """What the text must be, as vLLM says it."""
     checkpoint: str | None = None
-    """The checkpoint of the served run to answer with, such as "step-00000300"; the card lists them."""
+    """The checkpoint of the served run to answer with, such as "step-00000300", or an adapter; the card lists them."""
     supersede: str | None = Field(None, min_length=1, max_length=MAX_KEY_CHARS)
     """A key that no other client has: this request ends the one before it with the same key, whose texts stay as they
     are then, with the finish_reason "superseded"."""
@@ -146,7 +146,7 @@ class OpenAIRequest(_Unused, TextRequest):
     """What OpenAI's requests for texts have in common, with fields of this server's own."""
 
     model: str | None = None
-    """There is one: any name will do."""
+    """The served model or one of its adapters; where none is served, any name will do."""
     temperature: Temperature = 1.0
     top_k: TopK = 0
     stream_options: StreamOptions = StreamOptions()

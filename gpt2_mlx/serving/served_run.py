@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import threading
+from collections.abc import Iterable
 from pathlib import Path
 
 from .. import checkpoint, metrics, plot, pretrained
@@ -48,13 +49,14 @@ class ServedRun:
             steps = [self._first]  # it is no run, or it was moved away
         return {folder.name: folder for folder in steps}
 
-    def card(self, served: Path, watch: bool, unready: str | None) -> Card:
+    def card(self, served: Path, watch: bool, unready: str | None, adapters: Iterable[str] = ()) -> Card:
         """The model's card: its shape, what it learned from, how well, and its checkpoints.
 
         Args:
             served: the folder of the checkpoint that answers.
             watch: whether a new best checkpoint takes over.
             unready: why a request would not be served, if it would not.
+            adapters: the names of those that requests may name, too.
         """
         events, shape = self._events(), dataclasses.replace(self._config, vocab_size=GPT2Config.vocab_size)
         evals = {event["step"]: event for event in events if event["event"] == "eval"}
@@ -75,7 +77,7 @@ class ServedRun:
             test_loss=test.get("loss"),
             test_bits_per_byte=test.get("bits_per_byte"),
             checkpoint=_checkpoint(served.name, evals),
-            checkpoints=[_checkpoint(name, evals) for name in self.checkpoints()],
+            checkpoints=[_checkpoint(name, evals) for name in (*self.checkpoints(), *adapters)],
             watch=watch,
             unready=unready,
         )

@@ -3,6 +3,7 @@
 Whatever ends it, a fault of the GPU's driver as well, ends no more than this process: the service starts another.
 """
 
+import functools
 import logging
 import os
 import queue
@@ -13,30 +14,33 @@ from pathlib import Path
 from typing import BinaryIO
 
 from .. import device, pretrained
+from ..generation import adapters
+from ..generation.adapters import Adapters
 from ..generation.capacity import prefixes_that_fit, slots_that_fit
 from ..generation.engine import Engine
 from ..model import GPT2
 from . import messages
 from .config import ServeConfig
-from .engines import Engines, Full, loading
+from .engines import Engines, Full, Loading, loading
 from .messages import Add, Cancel, Loaded, NotLoaded, NotTaken, Pass, Step, Swap
+from .served_adapters import NO_ADAPTERS, ServedAdapters
 from .telemetry import configure_logging
 
 log = logging.getLogger(__name__)
 
 
-def launch(config: ServeConfig, checkpoint: Path) -> subprocess.Popen:
+def launch(config: ServeConfig, checkpoint: Path, served: ServedAdapters = NO_ADAPTERS) -> subprocess.Popen:
     """Start the process for a checkpoint. It ends when its stdin does, hence with the process that started it."""
     command, how = messages.process(__name__)
     process = subprocess.Popen(command, **how)
-    process.stdin.write(messages.pack((config, checkpoint)))
+    process.stdin.write(messages.pack((config, checkpoint, served)))
     process.stdin.flush()
     return process
 
 
 def main() -> None:
     source, sink = messages.own_pipes()
-    config, checkpoint = messages.read(source)
+    config, checkpoint, served = messages.read(source)
     configure_logging(config.log_format)
 
     def build(on_pass: Callable[[list[int], int], None]) -> Engines:
@@ -44,13 +48,19 @@ def main() -> None:
         device.limit_cache()
         dtype = device.dtype(config.dtype)
 
-        def make(model: GPT2, folder: Path) -> Engine:
+        def load(folder: Path) -> Loading:
+            folders = served.folders if folder == served.base else {}
+            beside = adapters.size(folders, pretrained.read_config(folder), dtype)
+            return loading(folder, dtype, config.quantize, functools.partial(make, folders), beside)
+
+        def make(folders: dict[str, Path], model: GPT2, folder: Path) -> Engine:
+            own = Adapters(model, folders)
             slots = config.max_batch_size or slots_that_fit(model.config, model.dtype)
             n_prefixes = prefixes_that_fit(model.config, model.dtype, config.prefix_cache_mb)
             encoding = pretrained.vocabulary(folder).encoding
-            return Engine(model, slots, on_pass, n_prefixes, encoding, config.speculate)
+            return Engine(model, slots, on_pass, n_prefixes, encoding, config.speculate, own)
 
-        return Engines(lambda folder: loading(folder, dtype, config.quantize, make), checkpoint)
+        return Engines(load, checkpoint, served)
 
     try:
         run(build, checkpoint, source, sink)

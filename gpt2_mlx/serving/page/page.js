@@ -229,7 +229,7 @@ class Text {
     this.began = performance.now();
     this.at = -1; // the token that is looked at
     this.element = node("article", { className: "writing" });
-    this.where = node("span", {}, body.checkpoint ? stepOf(body.checkpoint) : "");
+    this.where = node("span", {}, body.checkpoint ? titleOf(body.checkpoint) : "");
     this.note = node("span");
     const seed = body.seed === undefined ? "" : `seed ${body.seed + index}`;
     this.prose = node("p", { className: "prose", tabIndex: 0 }, node("span", { className: "prompt" }, body.text));
@@ -268,7 +268,7 @@ class Text {
   }
 
   label(checkpoint) {
-    this.where.textContent = stepOf(checkpoint);
+    this.where.textContent = titleOf(checkpoint);
   }
 
   end(remark = "") {
@@ -316,7 +316,8 @@ function node(name, properties = {}, ...children) {
 
 // ---- The model's card and its curve
 
-const stepOf = name => (name.startsWith("step-") ? `step ${Number(name.slice(5)).toLocaleString("en")}` : name);
+const stepOf = name => (/^step-\d+$/.test(name) ? `step ${Number(name.slice(5)).toLocaleString("en")}` : name);
+const titleOf = name => (name === card?.checkpoint.name && stepOf(name) === name ? card.model : stepOf(name));
 const lossOf = (nats, bits) => nats.toFixed(3) + (bits ? `, ${bits.toFixed(3)} bits per byte` : "");
 const count = n => (n < 1e9 ? `${(n / 1e6).toFixed(1)}M` : `${(n / 1e9).toFixed(2)}B`);
 
@@ -371,7 +372,7 @@ function showCheckpoints(all) {
   $("checkpoints").hidden = all.length < 2;
   const boxes = all.map(({ name, step, val_loss, bits_per_byte }) => {
     const box = node("input", { type: "checkbox", name: "checkpoint", value: name, checked: checked.includes(name) });
-    const label = node("span", {}, step === null ? name : step.toLocaleString("en"));
+    const label = node("span", {}, step === null ? titleOf(name) : step.toLocaleString("en"));
     label.title = val_loss === null ? name : `${stepOf(name)}, validation loss ${lossOf(val_loss, bits_per_byte)}`;
     return node("label", {}, box, label);
   });
