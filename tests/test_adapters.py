@@ -52,10 +52,10 @@ def folders(tmp_path_factory) -> dict[str, Path]:
     return {"base": folder / "base"} | made
 
 
-def engine_of(folders: dict[str, Path], *names: str, n_slots: int = 1, n_prefixes: int = 0) -> Engine:
+def engine_of(folders: dict[str, Path], *names: str, n_slots: int = 1, **others) -> Engine:
     model = pretrained.load(folders["base"])
     adapters = Adapters(model, {name: folders[name] for name in names})
-    return Engine(model, n_slots, n_prefixes=n_prefixes, adapters=adapters)
+    return Engine(model, n_slots, adapters=adapters, **others)
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +127,20 @@ def test_beside_its_base_an_adapter_gives_what_it_gives_fused(folders, engine, n
         assert [token.id for token in tokens] == [token.id for token in expected]
         assert [t.logprob for t in tokens] == pytest.approx([t.logprob for t in expected], abs=1e-4)
         assert tokens != alone(engine, *asked), "it changes nothing"
+
+
+@pytest.mark.cpu("equal bits in any company")
+def test_drafted_rows_have_the_adapter_of_their_sequence(folders, engine):
+    asked = [([5, 6, 7] * (3 + n), params(max_tokens=12, temperature=0), n) for n in range(4)]
+    expected = [alone(engine, *each) for each in asked]
+    guessing = engine_of(folders, *KINDS, n_slots=4, speculate=4)
+    ids = [guessing.add(prompt, how, adapter=number) for prompt, how, number in asked]
+    texts, drafted = {}, 0
+    while guessing.has_work:
+        for output in guessing.step():
+            drafted += output.drafted
+            texts.setdefault(output.id, []).extend(output.tokens)
+    assert [texts[id] for id in ids] == expected and drafted
 
 
 def test_where_no_row_has_an_adapter_none_is_multiplied(folders):
