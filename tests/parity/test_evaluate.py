@@ -5,16 +5,18 @@ import math
 
 import numpy as np
 import pytest
+from served import begun, http
 
-from gpt2_mlx import checkpoint, tokenizer
+from gpt2_mlx import GPT2Config, checkpoint, tokenizer
 from gpt2_mlx.corpus.dataset import TokenDataset
 from gpt2_mlx.corpus.source import find
 from gpt2_mlx.training import evaluation, hellaswag
 
 from .conftest import SHAPES
+from .test_checkpoint import OWN, jittered
 
 torch = pytest.importorskip("torch")
-pytest.importorskip("transformers")
+transformers = pytest.importorskip("transformers")
 
 ENCODING = tokenizer.load()
 VERSE = "Shall I compare thee to a summer's day?\nThou art more lovely, naïve, and more temperate.\n" * 9
@@ -97,3 +99,23 @@ def test_hellaswag_is_scored_as_on_top_of_transformers(pair, tmp_path):
         assert score.items == len(ITEMS)
         assert score.right == sum(a == label for a, label in zip(by_sum, labels))
         assert score.right_norm == sum(a == label for a, label in zip(by_mean, labels))
+
+
+def test_the_service_tells_lm_eval_what_transformers_does_of_a_vocabulary_of_ones_own(tmp_path):
+    """The request is that of its local-completions: ids of the checkpoint's own tokenizer, echoed with logprobs."""
+    folder = tmp_path / "own"
+    shape = GPT2Config(block_size=48, vocab_size=OWN["280"].size, n_layer=2, n_head=2, n_embd=32)
+    checkpoint.save(folder, jittered(shape), vocabulary=OWN["280"])
+    ids = transformers.AutoTokenizer.from_pretrained(folder)("A summer's day, naïve café! 🙂")["input_ids"]
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+    with torch.no_grad():
+        expected = theirs(torch.tensor([ids])).logits[0, :-1].log_softmax(-1)
+    request = {"model": "own", "prompt": [ids], "temperature": 0, "max_tokens": 1, "logprobs": 1, "seed": 1234}
+    with begun(tmp_path, "--checkpoint", str(folder)) as (_, url):
+        told = http.post(f"{url}/v1/completions", json=request | {"echo": True}).json()["choices"][0]["logprobs"]
+    n = len(ids)
+    assert told["token_logprobs"][1:n] == pytest.approx(
+        [row[id] for row, id in zip(expected.numpy(), ids[1:])], abs=1e-4
+    )
+    likeliest = [max(top.values()) for top in told["top_logprobs"][1:n]]  # by which it sees whether a text is greedy
+    assert likeliest == pytest.approx(expected.max(-1).values.tolist(), abs=1e-4)
