@@ -113,6 +113,15 @@ def test_what_was_found_is_told(model):
     assert ask(Engine(model), prompt)[1] == 0
 
 
+def test_what_was_found_is_told_to_equal_prompts_at_once_too(model):
+    """The first reads and keeps; the second finds the blocks, although it could copy them from the first's slot."""
+    engine, prompt = Engine(model, n_slots=2, n_prefixes=100), tokens(1, 300)
+    ids = [engine.add(prompt, SamplingParams(max_tokens=9, seed=1, logprobs=0)) for _ in range(2)]
+    outputs = run(engine, *ids)
+    assert [outputs[id][-1].found for id in ids] == [0, 2 * CHUNK]
+    assert len({tuple(token for output in outputs[id] for token in output.tokens) for id in ids}) == 1
+
+
 def test_a_window_that_slides_is_read_anew(model):
     engine = Engine(model, n_slots=1, n_prefixes=100)
     prompt = tokens(1, 4 * CHUNK)

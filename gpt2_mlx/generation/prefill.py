@@ -44,8 +44,8 @@ class Prefill:
         groups: dict = {}
         taken: list[Sequence] = []
         for sequence in sequences:
+            self._copy_prefix(sequence)  # first, for what was read for others is told, whoever has a slot
             self._copy_from(running, sequence)
-            self._copy_prefix(sequence)
             if sequence.is_decoding or any(self._waits_for(sequence, other) for other in taken):
                 continue  # in a later step it copies what the other reads now
             taken.append(sequence)

@@ -14,7 +14,7 @@ class Answer(BaseModel):
 
 class PromptTokensDetails(Answer):
     cached_tokens: int
-    """Tokens of prompts that the prefix cache had: they were read for an earlier request."""
+    """Tokens of prompts that the prefix cache had: they were read for another request, which may still go on."""
 
 
 class CompletionTokensDetails(Answer):
