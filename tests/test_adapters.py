@@ -195,3 +195,8 @@ def test_one_that_does_not_fit_is_named(folders, tmp_path):
     folder = make(other, tmp_path / "narrow", *KINDS["pirate"])
     with pytest.raises(ValueError, match=r"adapter narrow: .*lora_a"):
         Adapters(pretrained.load(folders["base"]), {"narrow": folder})
+    for file in adapter.FILES:
+        mx.save_safetensors(str(folder / file), {"wte.weight": mx.zeros((2,))})
+    assert size({"other": folder}, SHAPE, "float32") == 0
+    with pytest.raises(ValueError, match=r"adapter other: \S+: .*wte.weight"):
+        Adapters(pretrained.load(folders["base"]), {"other": folder})

@@ -107,11 +107,13 @@ def _read(name: str, folder: Path, model: GPT2) -> dict[str, mx.array]:
         arrays, scale = adapter.read(folder, model)
     except ValueError as error:
         raise ValueError(f"adapter {name}: {error}") from None
-    return {key: array * scale if key.endswith("lora_b") else array for key, array in arrays.items()}
+    return {key: array.astype(mx.float32) * (scale if key.endswith("lora_b") else 1) for key, array in arrays.items()}
 
 
 def _rank(arrays: dict[str, mx.array]) -> int:
-    return next(array.shape[1] for name, array in arrays.items() if name.endswith("lora_a"))
+    """The rank of an adapter; 0 where its file is none of an adapter, which `adapter.read` tells."""
+    ranks = (array.shape[1] for name, array in arrays.items() if name.endswith("lora_a") and array.ndim == 2)
+    return next(ranks, 0)
 
 
 def _padded(rank: int) -> int:
