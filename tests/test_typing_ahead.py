@@ -181,7 +181,7 @@ def test_over_http_time_ends_a_text_in_the_queue(client, stream):
 def test_a_text_that_is_ended_tells_all_that_came(client):
     encoding = client.service.encoding
     request = CompletionRequest(prompt="Say:", stop=" to be", logprobs=0)  # " to" is held back
-    choice = Choice(0, EncodedPrompt.of("Say:", tokenizer.gpt2(), 64, echo=False), request, encoding)
+    choice = Choice(0, EncodedPrompt.of("Say:", client.service.vocabulary, 64, echo=False), request, encoding)
     for id in encoding.encode_ordinary("Not to"):
         choice.take(Output(7, (Token(id, -1.0),), slides=2))
     choice.take(Output(7, (), finish_reason="timeout", slides=2))
