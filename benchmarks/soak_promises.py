@@ -6,6 +6,7 @@ Each trial returns what it counted, broken promises in capitals.
 import asyncio
 import json
 import random
+import re
 import statistics
 import time
 from collections import Counter
@@ -35,8 +36,8 @@ async def audits(model: Path, n_clients: int, n_requests: int) -> dict:
     counts, pick = Counter(), random.Random(0)
     async with served(model, "--audit", "1") as (http, _):
         offer = await Offer.of(http)
-        # Those that came to know it are audited, too.
-        n_whole = sum(n for name, n in (await metrics(http)).items() if 'status="200"' in name and "/v1/c" in name)
+        told, answered = await metrics(http), re.compile(r'gpt2_requests_total.*"/v1/c.*"200"')
+        n_whole = sum(n for name, n in told.items() if answered.match(name))  # what came before is audited, too
 
         async def ask(_: int) -> None:
             nonlocal n_whole
