@@ -1,0 +1,125 @@
+"""What drafts bring: one text with `--speculate auto` and without, where it repeats itself and where it does not.
+
+The weights of 124M are random, since a pass takes the same time with any. What is drawn is replaced by the next token
+of a given text, so drafts are right and wrong as often as they are in that text. All else runs as ever, the draws too.
+"""
+
+import statistics
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+from unittest import mock
+
+from gpt2_mlx import cli, device, tokenizer
+from gpt2_mlx.config import PRESETS
+from gpt2_mlx.generation import engine
+from gpt2_mlx.generation.params import SamplingParams
+from gpt2_mlx.model import GPT2
+
+from .common import alternate, append, introduce, machine, table
+
+ROOT = Path(__file__).parents[1]
+N_PROMPT = 256
+PLAY = ROOT / "data" / "shakespeare" / "input.txt"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How much faster texts are with drafts; 1 is as fast as without."""
+
+    quick: bool = False
+    """Texts of 128 tokens and two rounds, instead of 512 and five."""
+    preset: Literal["tiny", "gpt2"] = "gpt2"
+    """The model's shape."""
+    device: Literal["auto", "gpu", "cpu"] = "auto"
+    """Where to compute. On a GPU auto drafts nothing, and 7 is measured instead."""
+    temperature: float = 0.8
+    """That of the draws, which take time though their tokens are replaced; top_k is 50."""
+
+
+def main() -> None:
+    import mlx.core as mx  # not before gpt2_mlx
+
+    settings = cli.parse(Settings)
+    on_gpu = device.select(settings.device) == "gpu"
+    facts = machine()
+    introduce(facts)
+    rounds, n = (2, 128) if settings.quick else (5, 512)
+    n = min(n, (PRESETS[settings.preset].block_size - 1) // 2)
+    model = GPT2(PRESETS[settings.preset])
+    mx.eval(model.parameters())
+    ways, texts = {"off": "off", "auto": 7 if on_gpu else "auto"}, texts_to_write()
+    contestants = {
+        (name, way): lambda ids=ids, speculate=speculate: write(model, ids[: N_PROMPT + n], speculate, settings)
+        for name, ids in texts.items()
+        for way, speculate in ways.items()
+    }
+    measured = alternate(rounds, contestants)
+    print(report(measured, texts, n))
+    told = {" ".join(key): values for key, values in measured.items()}
+    append("speculate", preset=settings.preset, n=n, speculate=ways["auto"], measured=told, **facts)
+
+
+def texts_to_write() -> dict[str, list[int]]:
+    """By name the tokens of a prompt and of what follows it."""
+    play = PLAY.read_text(encoding="utf-8")
+    code = (ROOT / "gpt2_mlx" / "training" / "config.py").read_text(encoding="utf-8")
+    entries = [f'  {{"id": {i}, "name": "user {i}", "active": {str(i % 3 > 0).lower()}}},\n' for i in range(99)]
+    encode = tokenizer.load().encode_ordinary
+    passage = encode(play[50_000:])[:N_PROMPT]
+    return {
+        "a play": encode(play[100_000:120_000]),
+        "code": encode(code),
+        "a list": encode("[\n" + "".join(entries)),
+        "a passage quoted": passage * 5,
+    }
+
+
+def write(model: GPT2, ids: list[int], speculate: str | int, settings: Settings) -> dict:
+    """Have an engine write a text; returns the seconds it took, without the prompt's, and its drafts."""
+    prompt, text = ids[:N_PROMPT], ids[N_PROMPT:]
+    prompt = prompt[-(model.config.block_size // 2) :]
+    draw = engine.sample
+
+    import mlx.core as mx  # not before gpt2_mlx
+
+    def given(logits: mx.array, rows: list, draws: list[float]) -> mx.array:
+        mx.eval(draw(logits, rows, draws))
+        return mx.array([text[len(row.generated)] for row in rows])
+
+    writer = engine.Engine(model, 1, speculate=speculate)
+    writer.add(prompt, SamplingParams(max_tokens=len(text), temperature=settings.temperature, seed=0))
+    outputs = []
+    with mock.patch.object(engine, "sample", given):
+        while not outputs:
+            outputs += writer.step()
+        began = time.process_time(), time.perf_counter()
+        while writer.has_work:
+            outputs += writer.step()
+        ended = time.process_time(), time.perf_counter()
+    assert [token.id for output in outputs for token in output.tokens] == text
+    return {
+        "process_s": ended[0] - began[0],
+        "wall_s": ended[1] - began[1],
+        "passes": len(outputs),
+        "drafted": sum(output.drafted for output in outputs),
+        "accepted": sum(output.accepted for output in outputs),
+    }
+
+
+def report(measured: dict[tuple[str, str], list[dict]], texts: dict, n: int) -> str:
+    def median(name: str, way: str, key: str) -> float:
+        return statistics.median(one[key] for one in measured[name, way])
+
+    rows = []
+    for name in texts:
+        gains = [median(name, "off", key) / median(name, "auto", key) for key in ("wall_s", "process_s")]
+        counts = [f"{median(name, 'auto', key):.0f}" for key in ("passes", "drafted", "accepted")]
+        rows.append([name, f"{n / median(name, 'off', 'wall_s'):.1f}", *(f"{gain:.2f}" for gain in gains), *counts])
+    header = [f"{n} tokens of", "tokens/s without", "gain", "gain, processor", "passes", "drafted", "accepted"]
+    return table(header, rows)
+
+
+if __name__ == "__main__":
+    cli.run(main)
