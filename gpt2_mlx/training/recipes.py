@@ -17,10 +17,10 @@ _EVERY = {"validations": 4, "patience": 5}
 RECIPES = {preset: _EVERY | dict(zip(_NAMES, values)) for preset, values in _RECIPES.items()}
 
 # With a vocabulary of its own a text is read more often: its tokens are all frequent. What GPT-2's 50,257 take in a
-# step goes into wider blocks.
+# step goes into wider blocks. With 32 windows of 64 tokens tiny learnt faster than with 16 of 128.
 OWN_VOCABULARY = {
-    "tiny": {"n_head": 3, "n_embd": 192, "dropout": 0.1, "passes": 10, "max_steps": 2000, "batch_size": 16}
-    | {"learning_rate": 4e-3, "epsilon": 1e-8, "validations": 8},
+    "tiny": {"n_head": 3, "n_embd": 192, "block_size": 64, "dropout": 0.1, "passes": 10, "max_steps": 2000}
+    | {"batch_size": 32, "learning_rate": 8e-3, "epsilon": 1e-8, "validations": 8},
     "baby": {"dropout": 0.2, "passes": 20, "max_steps": 4000, "batch_size": 16}
     | {"learning_rate": 4e-3, "epsilon": 1e-8, "validations": 10},
 }
