@@ -55,9 +55,9 @@ def compile_that_scales_gradients(function, **kwargs):
 def compile_that_remembers_its_key(function, **kwargs):
     compiled, first = COMPILE(function, **kwargs), []
 
-    def wrong(tokens, targets, key, *more):
+    def wrong(key, *more):
         first.append(key)
-        return compiled(tokens, targets, first[0], *more)
+        return compiled(first[0], *more)
 
     return wrong if function.__name__ == "gradients" else compiled
 

@@ -136,7 +136,7 @@ class Engine:
 
     def learn_vocabulary(self) -> None:
         """Make what all constraints need of the vocabulary; for GPT-2's that takes a quarter of a second."""
-        if self._encoding:
+        if self._encoding and self._encoding.n_vocab <= self.model.config.vocab_size:  # else no constraint holds
             _ = self._matchers.vocabulary
 
     @property
