@@ -72,13 +72,24 @@ def products() -> int:
 
 def alike_rows() -> int:
     """Up to how many rows a float32 product gives each the bits that it has alone; 0 without a kernel of our own."""
-    return ctypes.c_int.in_dll(_cblas, "gpt2_mlx_most_rows").value if products() else 0
+    return _most_rows().value if products() else 0
+
+
+def leave_to_openblas(more_than: int) -> None:
+    """Leave products of more than so many rows to OpenBLAS, which is faster, where their bits may follow the number."""
+    if _cblas:
+        _most_rows().value = min(_most_rows().value, more_than)
 
 
 def set_threads(n: int) -> None:
     """How many threads one matrix product may use; does nothing where OpenBLAS is not loaded."""
     if _openblas:
         _openblas.scipy_openblas_set_num_threads(n)
+
+
+def _most_rows() -> ctypes.c_int:
+    """Up to how many rows the kernel of our own multiplies."""
+    return ctypes.c_int.in_dll(_cblas, "gpt2_mlx_most_rows")
 
 
 def _load(own_kernel: bool) -> str:
@@ -103,7 +114,7 @@ def _load(own_kernel: bool) -> str:
     _cblas.gpt2_mlx_products.restype = ctypes.c_long
     if own_kernel:
         return f"{openblas}, own kernel for few rows ({level})"
-    ctypes.c_int.in_dll(_cblas, "gpt2_mlx_most_rows").value = 0
+    _most_rows().value = 0
     return openblas
 
 

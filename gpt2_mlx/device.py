@@ -93,12 +93,14 @@ def streams(batch_size: int) -> list[mx.Stream]:
     """The streams to split a batch over, so that every core works: on a GPU one.
 
     A CPU stream is one thread, and MLX's elementwise kernels use one thread each; where the batch cannot be split
-    over the cores, the matrix products use what is left.
+    over the cores, the matrix products use what is left. From here on OpenBLAS multiplies all but a few rows: what is
+    trained has its bits by its own shapes.
     """
     if on_gpu():
         return [mx.default_stream(mx.default_device())]
     n = n_streams(batch_size)
     blas.set_threads(max(1, cpu_count() // n))
+    blas.leave_to_openblas(more_than=32)
     return [mx.new_stream(mx.cpu) for _ in range(n)]
 
 

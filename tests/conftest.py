@@ -13,7 +13,7 @@ from fake_engine import FakeEngine
 from replayed import answering, replayed, serve  # noqa: F401
 
 import gpt2_mlx  # noqa: F401  (before mlx: it brings the BLAS)
-from gpt2_mlx import device
+from gpt2_mlx import blas, device
 from gpt2_mlx.config import GPT2Config
 
 # A shell starts what runs in its background with Ctrl-C ignored, and the programs that tests stop would inherit that.
@@ -41,6 +41,15 @@ def chosen_device(request):
     device.select("gpu" if chosen == "gpu" else "cpu")
     if chosen == "as-gpu":
         device.on_gpu = lambda: True
+
+
+@pytest.fixture(autouse=True)
+def own_kernel():
+    """A training leaves products to OpenBLAS from its start on; the next test has our kernel again."""
+    rows = blas._cblas and blas._most_rows().value
+    yield
+    if rows:
+        blas._most_rows().value = rows
 
 
 def pytest_collection_modifyitems(config, items):

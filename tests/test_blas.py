@@ -120,6 +120,16 @@ def test_rows_are_right_and_have_the_same_bits_in_any_company(k, n, transposed):
 
 
 @own_kernel
+def test_a_training_leaves_products_of_many_rows_to_openblas():
+    assert blas.alike_rows() == 512
+    device.streams(batch_size=2)
+    a, b = mx.random.normal((33, 2100)), mx.random.normal((2100, 256))
+    assert blas.alike_rows() == 32
+    assert mx.all((a[:32] @ b)[:1] == a[:1] @ b)
+    assert not mx.all((a @ b)[:1] == a[:1] @ b)  # OpenBLAS sums in another order
+
+
+@own_kernel
 def test_zeros_at_the_end_of_a_sum_over_rows_change_no_bits():
     """So attention may read on to where the longest row of a batch ends."""
     random = np.random.RandomState(0)
