@@ -13,7 +13,6 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Literal
 
-import mlx.core as mx
 import numpy as np
 
 from gpt2_mlx import checkpoint, cli, device, metrics, pretrained
@@ -106,7 +105,9 @@ def differences(base: Path, folder: Path, fused: Path) -> dict[str, float]:
     return {name: float(np.abs(got - want).max()) for name, got in found.items()}
 
 
-def _logits(model: Callable[[mx.array], mx.array], tokens: np.ndarray) -> np.ndarray:
+def _logits(model: Callable, tokens: np.ndarray) -> np.ndarray:
+    import mlx.core as mx  # not before gpt2_mlx
+
     return np.array(model(mx.array(tokens)))
 
 
