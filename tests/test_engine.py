@@ -135,6 +135,7 @@ def test_prompts_of_one_shape_are_read_together_on_a_gpu(model, monkeypatch):
 
 
 @pytest.mark.skipif("own kernel" not in blas.name(called=True), reason="prompts are read one by one here")
+@pytest.mark.cpu("a GPU reads all of a length together")
 def test_prompts_read_together_on_a_cpu_have_the_bits_that_they_have_alone():
     model = GPT2(GPT2Config(block_size=256, vocab_size=97, n_layer=2, n_head=3, n_embd=96))
     pick, passes = random.Random(0), []
