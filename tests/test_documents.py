@@ -121,15 +121,16 @@ def test_parquet_without_pyarrow_says_what_to_install(monkeypatch):
         ("a.jsonl", b'{"text": "a"}\n{"text": ', "a.jsonl, line 2 is not JSON: Expecting value"),
         ("a.jsonl", b'{"text": "\xff"}', "a.jsonl, line 1 is not JSON: 'utf-8' codec"),
         ("a.jsonl", b'\n{"body": "a"}', 'a.jsonl, line 2 has no string \'text\': {"body": "a"}'),
-        ("a.jsonl", b"[1]", "a.jsonl, line 1 has no string 'text': [1]"),
+        ("a.jsonl", b"[1]\n{}", "a.jsonl, line 1 has no string 'text': [1]"),
         ("a.jsonl", b'{"text": 3}', "a.jsonl, line 1 has no string 'text': {\"text\": 3}"),
     ],
 )
 @pytest.mark.parametrize("size", [3, 1000])
 def test_a_file_that_is_not_what_its_name_says_is_told(monkeypatch, size, name, content, message):
     monkeypatch.setattr(documents, "PIECE_CHARS", size)
-    with pytest.raises(ValueError, match=re.escape(message)):
+    with pytest.raises(ValueError, match=re.escape(message)) as caught:
         read(name, content)
+    assert "\n" not in str(caught.value)
 
 
 def test_what_was_searched_for_a_place_to_cut_is_not_searched_again(monkeypatch):

@@ -4,7 +4,7 @@ import pytest
 
 from gpt2_mlx import device
 from gpt2_mlx.generation import drafts
-from gpt2_mlx.generation.drafts import Costs, Drafter, Guesses
+from gpt2_mlx.generation.drafts import Costs, Drafter, Guesses, read
 from gpt2_mlx.generation.params import SamplingParams
 from gpt2_mlx.generation.scheduler import Sequence
 
@@ -149,7 +149,11 @@ def test_on_a_gpu_auto_is_off_and_a_number_is_not(monkeypatch):
     assert lengths(drafter(PAYS, 3), sequence(0, 1.0)) == [3]
 
 
-@pytest.mark.parametrize("speculate", [0, 32, -1, "on", None])
+def test_a_number_may_be_a_flags_text():
+    assert read("31") == 31
+
+
+@pytest.mark.parametrize("speculate", [0, 32, -1, "on", "40", None])
 def test_other_values_are_refused(speculate):
     with pytest.raises(ValueError, match=f"speculate is {speculate}; it must be auto, off or a number from 1 to 31"):
         Drafter(speculate, COUNTS, None)

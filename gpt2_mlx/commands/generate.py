@@ -31,13 +31,13 @@ class Generate(LoadConfig, Sampling):
     """The number of texts."""
     seed: int | None = None
     """The seed of the draws; text number i has seed + i. Default: a random one, which is written to stderr."""
-    speculate: drafts.Speculate = "auto"
+    speculate: str = "auto"
     """Draft tokens where the text repeats itself, and verify them together, which changes no text. auto: as many as
     pay, and none on a GPU; off: none; a number from 1 to 31: so many."""
 
     def __post_init__(self):
         super().__post_init__()
-        drafts.check(self.speculate)
+        drafts.read(self.speculate)
 
 
 def main() -> None:

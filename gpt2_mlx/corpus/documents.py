@@ -105,7 +105,7 @@ def records(file: BinaryIO, name: str) -> Iterator[tuple[str, Any, str]]:
                 record = json.loads(line.removeprefix(codecs.BOM_UTF8))
             except (ValueError, RecursionError) as error:
                 raise ValueError(f"{where} is not JSON: {error}") from None
-            yield where, record, line[:60].decode(errors="replace")
+            yield where, record, line[:60].decode(errors="replace").strip()
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ValueError(f"{name} is not a whole gzip file: {error}") from None
 

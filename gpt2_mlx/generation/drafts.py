@@ -108,8 +108,8 @@ class Drafter:
         ValueError: speculate is none of these.
     """
 
-    def __init__(self, speculate: Speculate, row_counts: tuple[int, ...], end: int | None):
-        check(speculate)
+    def __init__(self, speculate: str | int, row_counts: tuple[int, ...], end: int | None):
+        speculate = read(speculate)
         self._adapts = speculate == "auto"
         self._most = {"auto": 0 if device.on_gpu() else AUTO, "off": 0}.get(speculate, speculate)
         self._row_counts, self._end = row_counts, end
@@ -161,7 +161,9 @@ class Drafter:
         return max(rates, key=rates.get, default=0)
 
 
-def check(speculate: Speculate) -> None:
-    """Raises a ValueError where speculate is neither "auto" nor "off" nor a number in [1, MOST]."""
-    if speculate not in ("auto", "off") and not (isinstance(speculate, int) and 1 <= speculate <= MOST):
+def read(speculate: str | int) -> Speculate:
+    """What a flag or a caller says. Raises a ValueError where it is neither auto nor off nor a number in [1, MOST]."""
+    value = int(speculate) if isinstance(speculate, str) and speculate.isdecimal() else speculate
+    if value not in ("auto", "off") and not (isinstance(value, int) and 1 <= value <= MOST):
         raise ValueError(f"--speculate is {speculate}; it must be auto, off or a number from 1 to {MOST}")
+    return value

@@ -16,7 +16,7 @@ from ..kv_cache import KVCache
 from ..model import GPT2
 from .adapters import Adapters
 from .decoder import Decoder, head
-from .drafts import Drafter, Speculate
+from .drafts import Drafter
 from .outputs import Output, Token, token_of
 from .params import SamplingParams
 from .prefill import WIDTHS, Prefill
@@ -58,7 +58,7 @@ class Engine:
         on_pass: Callable[[list[int], int], None] = lambda *_: None,
         n_prefixes: int = 0,
         encoding: Encoding | None = None,
-        speculate: Speculate = "off",
+        speculate: str | int = "off",
         adapters: Adapters | None = None,
     ):
         self.model, self._adapters = model, Adapters(model) if adapters is None else adapters

@@ -7,7 +7,6 @@ from tiktoken import Encoding
 
 from ..model import GPT2
 from ..tokenizer import StreamingDecoder
-from .drafts import Speculate
 from .engine import Engine
 from .params import SamplingParams
 
@@ -113,7 +112,7 @@ def stream(
     *,
     stop: str | Sequence[str] = (),
     seed: int | None = None,
-    speculate: Speculate = "auto",
+    speculate: str | int = "auto",
     **params,
 ) -> Iterator[str]:
     """Yield the text that follows the prompt as it is generated, in whole characters.

@@ -30,7 +30,7 @@ class ServeConfig(LoadConfig):
     prefix_cache_mb: int | None = None
     """MB of memory for keys and values of prompts that were read, for prompts that begin as these did; 0 is off. Each
     checkpoint in memory has so much. Default: a 32nd of the memory, at most 1000."""
-    speculate: drafts.Speculate = "auto"
+    speculate: str = "auto"
     """Draft tokens where a text repeats itself, and verify them together, which changes no text. auto: as many as pay,
     and none on a GPU; off: none; a number from 1 to 31: so many."""
     audit: float = 0.0
@@ -63,7 +63,7 @@ class ServeConfig(LoadConfig):
             if value is not None and not low <= value <= high:
                 flag = "--" + name.replace("_", "-")
                 raise ValueError(f"{flag} is {value}; it must be at least {low} and at most {high}")
-        drafts.check(self.speculate)
+        drafts.read(self.speculate)
         if self.watch and self.adapter:
             raise ValueError(f"--watch is on, but --adapter is {self.adapter[0]}; an adapter fits one checkpoint only")
         if self.api_key is not None and not self.api_key.strip():
