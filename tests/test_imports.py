@@ -16,7 +16,7 @@ TRUNK += ["plot", "card"]
 WINGS = {
     "corpus": "documents shards source passages loader examples packing dataset example_dataset vocabularies",
     "generation": "params scheduler rows drafts outputs constraints capacity prefixes adapters prefill decoder sampling"
-    " engine text",
+    " draft_model engine text",
     "training": "recipes config loss optim ranks precision adapting evaluation hellaswag progress report memory step"
     " plan trainer budget fork settle run track",
     "serving": "limits config served_adapters answers errors fields formats schemas parsing messages submission"

@@ -30,8 +30,17 @@ SEEN = VERSE[300:450]  # a prompt that a block of the prefix cache holds the beg
 
 @pytest.fixture(scope="module")
 def model() -> GPT2:
+    return learnt(GPT2Config(block_size=BLOCK, vocab_size=BYTES.n_vocab, n_layer=2, n_head=2, n_embd=32))
+
+
+@pytest.fixture(scope="module")
+def small(model) -> GPT2:
+    return learnt(GPT2Config(block_size=BLOCK - 30, vocab_size=BYTES.n_vocab, n_layer=1, n_head=1, n_embd=16))
+
+
+def learnt(config: GPT2Config) -> GPT2:
     """It has learnt a little: it often repeats what it read, and often does not."""
-    model = GPT2(GPT2Config(block_size=BLOCK, vocab_size=BYTES.n_vocab, n_layer=2, n_head=2, n_embd=32), seed=1)
+    model = GPT2(config, seed=1)
     optimizer, tokens = optim.Adam(1e-2), np.array(BYTES.encode_ordinary(VERSE), np.int32)
     loss = nn.value_and_grad(model, lambda m, x: nn.losses.cross_entropy(m(x[:, :-1]), x[:, 1:], reduction="mean"))
     draw = np.random.default_rng(0)
@@ -105,9 +114,12 @@ def expected(model, bodies) -> list:
 
 
 @pytest.mark.cpu("a GPU's rows have other bits in other numbers")
-@pytest.mark.parametrize("speculate", ["auto", 7])
-def test_200_requests_get_the_texts_and_the_bits_that_they_get_without_drafts(model, bodies, expected, speculate):
-    got, usages = answers(model, bodies, random.Random(1), n_slots=5, n_prefixes=4, speculate=speculate)
+@pytest.mark.parametrize(("speculate", "by_model"), [("auto", False), (7, False), ("auto", True), (7, True)])
+def test_200_requests_get_the_texts_and_the_bits_that_they_get_without_drafts(
+    model, small, bodies, expected, speculate, by_model
+):
+    how = {"speculate": speculate, "draft_model": small if by_model else None}
+    got, usages = answers(model, bodies, random.Random(1), n_slots=5, n_prefixes=4, **how)
     assert got == expected
     details = [usage.completion_tokens_details for usage in usages]
     if speculate == 7:

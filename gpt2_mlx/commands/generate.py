@@ -10,15 +10,16 @@ from typing import Annotated
 
 import tyro
 
-from .. import checkpoint, cli
-from ..generation import drafts
+from .. import checkpoint, cli, pretrained
+from ..generation import draft_model
+from ..generation.drafts import DraftConfig
 from ..generation.params import Sampling
 from ..generation.text import stream
 from ..pretrained import LoadConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class Generate(LoadConfig, Sampling):
+class Generate(LoadConfig, Sampling, DraftConfig):
     """Continue a text. It is written to stdout as it is generated; the speed is written to stderr."""
 
     prompt: Annotated[str, tyro.conf.Positional]
@@ -31,23 +32,21 @@ class Generate(LoadConfig, Sampling):
     """The number of texts."""
     seed: int | None = None
     """The seed of the draws; text number i has seed + i. Default: a random one, which is written to stderr."""
-    speculate: str = "auto"
-    """Draft tokens where the text repeats itself, and verify them together, which changes no text. auto: as many as
-    pay, and none on a GPU; off: none; a number from 1 to 31: so many."""
 
     def __post_init__(self):
-        super().__post_init__()
-        drafts.read(self.speculate)
+        Sampling.__post_init__(self)
+        DraftConfig.__post_init__(self)
 
 
 def main() -> None:
     flags = cli.parse(Generate)
     source = flags.checkpoint or checkpoint.newest_run(Path("checkpoints"))
+    small = flags.draft_model and draft_model.find(flags.draft_model, pretrained.find(source))
     model, vocabulary = flags.load(source)
     encoding = vocabulary.encoding
     seed = secrets.randbits(32) if flags.seed is None else flags.seed
     params = {field.name: getattr(flags, field.name) for field in dataclasses.fields(Sampling)}
-    params["speculate"] = flags.speculate
+    params |= {"speculate": flags.speculate, "draft_model": flags.load(small)[0] if small else None}
     began, text = time.perf_counter(), ""
     for i in range(flags.n):
         print(flags.prompt, end="", flush=True)

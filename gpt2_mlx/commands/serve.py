@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from .. import checkpoint, cli, device, pretrained
+from ..generation import draft_model
 from ..serving import served_adapters
 from ..serving.async_engine import AsyncEngine
 from ..serving.config import ServeConfig
@@ -23,6 +24,8 @@ def main() -> None:
     source = config.checkpoint or checkpoint.newest_run(Path("checkpoints"))
     folder = pretrained.find(source)
     pretrained.base(folder)  # raises where an adapter's is missing
+    if config.draft_model:
+        draft_model.find(config.draft_model, folder)
     path = folder if pretrained.is_on_hub(source) else Path(source)
     if config.watch and folder == path:
         raise ValueError(f"--watch is on, but {path} is a checkpoint; it must be a run, whose best one can change")

@@ -1,10 +1,11 @@
-"""Drafts: tokens that may come next, to be tried in one pass. They are taken from the text, where it repeats itself.
+"""Drafts: tokens that may come next, to be tried in one pass. Here they are taken from a text that repeats itself.
 
 What is drawn does not depend on them: they only spare passes.
 """
 
 import itertools
 from collections import Counter, deque
+from dataclasses import dataclass
 from typing import Literal
 
 from .. import device
@@ -18,6 +19,22 @@ MEMORY = 8  # a row's rate of right guesses is that of about so many of the last
 PASSES = 5  # the quickest of so many of the last passes counts: what else the machine does makes them slower
 UNKNOWN = 1.1  # a pass that was not measured is taken to last this many times as long as the next smaller one
 AGE = 400  # after so many times its seconds a measurement is forgotten, so that measuring takes little
+
+
+@dataclass(frozen=True, kw_only=True)
+class DraftConfig:
+    """What is drafted, and by what."""
+
+    speculate: str = "auto"
+    """Draft tokens and verify them together, which changes no text. auto: as many as pay, and on a GPU none without a
+    draft model; off: none; a number from 1 to 31: so many."""
+    draft_model: str | None = None
+    """Run or checkpoint, as --checkpoint, of a small model of the same vocabulary, which then drafts. Default: drafts
+    are taken from the text, where it repeats itself."""
+
+    def __post_init__(self):
+        if read(self.speculate) == "off" and self.draft_model:
+            raise ValueError(f"--draft-model is {self.draft_model}, but --speculate is off: leave one of them out")
 
 
 class Guesses:
@@ -43,10 +60,7 @@ class Guesses:
 
     def learn(self, drawn: list[int]) -> None:
         """Go on with the tokens that were drawn, and judge the latest guess by them."""
-        for token, guessed in zip(drawn, self.latest):
-            self.rate += ((token == guessed) - self.rate) / MEMORY
-            if token != guessed:
-                break
+        self.rate = judge(self.rate, drawn, self.latest, MEMORY)
         self.latest = []
         self._add(drawn)
 
@@ -56,6 +70,15 @@ class Guesses:
                 if len(self._tokens) >= size:
                     self._after[tuple(self._tokens[-size:])] = len(self._tokens)
             self._tokens.append(token)
+
+
+def judge(rate: float, drawn: list[int], guessed: list[int], memory: int) -> float:
+    """The rate of right guesses after these, up to the first that is wrong; it is that of about `memory` guesses."""
+    for token, guess in zip(drawn, guessed):
+        rate += ((token == guess) - rate) / memory
+        if token != guess:
+            break
+    return rate
 
 
 class Costs:

@@ -16,6 +16,7 @@ from ..kv_cache import KVCache
 from ..model import GPT2
 from .adapters import Adapters
 from .decoder import Decoder, head
+from .draft_model import ModelDrafter
 from .drafts import Drafter
 from .outputs import Output, Token, token_of
 from .params import SamplingParams
@@ -46,6 +47,7 @@ class Engine:
         encoding: the tokenizer, for constraints and for the token that ends a text; without it none does.
         speculate: what to draft; see `Drafter`.
         adapters: those of the model.
+        draft_model: a small model of the same vocabulary that drafts; by default drafts are taken from the text.
 
     Attributes:
         prefixes: the blocks that are kept.
@@ -60,6 +62,7 @@ class Engine:
         encoding: Encoding | None = None,
         speculate: str | int = "off",
         adapters: Adapters | None = None,
+        draft_model: GPT2 | None = None,
     ):
         self.model, self._adapters = model, Adapters(model) if adapters is None else adapters
         self.prefixes, self._tell_pass = Prefixes(n_prefixes), on_pass
@@ -67,7 +70,8 @@ class Engine:
         self._cache = KVCache(model.config, n_slots, model.dtype)
         self._prefill = Prefill(model, self._cache, self.prefixes, self._on_pass, self._adapters)
         self._decoder = Decoder(model, self._cache, self._adapters)
-        self._drafter = Drafter(speculate, self._decoder.row_counts, encoding.eot_token if encoding else None)
+        how = speculate, self._decoder.row_counts, encoding.eot_token if encoding else None
+        self._drafter = ModelDrafter(draft_model, n_slots, *how, self._on_pass) if draft_model else Drafter(*how)
         self._scheduler, self._encoding = Scheduler(n_slots), encoding
         self._sequences: dict[int, Sequence] = {}
 
@@ -166,8 +170,8 @@ class Engine:
         if not sequences:
             wait(compiling, LITTLE)
             return outputs
-        began = time.perf_counter()
         drafts = self._drafter.drafts(sequences)
+        began = time.perf_counter()
         groups = [rows_of(sequence, draft) for sequence, draft in zip(sequences, drafts)]
         rows = list(itertools.chain(*groups))
         n_rows = self._decoder.n_rows(rows)

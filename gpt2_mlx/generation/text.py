@@ -113,6 +113,7 @@ def stream(
     stop: str | Sequence[str] = (),
     seed: int | None = None,
     speculate: str | int = "auto",
+    draft_model: GPT2 | None = None,
     **params,
 ) -> Iterator[str]:
     """Yield the text that follows the prompt as it is generated, in whole characters.
@@ -121,6 +122,7 @@ def stream(
         stop: a string, or several, that end the text and are kept out of it.
         seed: what the draws follow from; left out, each call gives another text.
         speculate: how many tokens to draft where the text repeats itself; it changes no text. See `Drafter`.
+        draft_model: a small model of the same vocabulary that drafts instead. See `ModelDrafter`.
         params: the other fields of `SamplingParams`: max_tokens, temperature, top_k, top_p, min_p, ...
 
     Raises:
@@ -129,7 +131,8 @@ def stream(
     stops = (stop,) if isinstance(stop, str) else tuple(stop)
     if not all(isinstance(string, str) and string for string in stops):
         raise ValueError(f"stop is {stop!r}; it must be a string or several, none of them empty")
-    engine, text = Engine(model, n_slots=1, encoding=tokenizer, speculate=speculate), TextStream(tokenizer, stops)
+    engine = Engine(model, n_slots=1, encoding=tokenizer, speculate=speculate, draft_model=draft_model)
+    text = TextStream(tokenizer, stops)
     seed = secrets.randbits(63) if seed is None else seed
     engine.add(tokenizer.encode_ordinary(prompt) or [tokenizer.eot_token], SamplingParams(seed=seed, **params))
     while engine.has_work and not text.stopped:

@@ -5,12 +5,12 @@ from typing import Annotated, Literal
 
 import tyro
 
-from ..generation import drafts
+from ..generation.drafts import DraftConfig
 from ..pretrained import LoadConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServeConfig(LoadConfig):
+class ServeConfig(LoadConfig, DraftConfig):
     """Serve a checkpoint over HTTP."""
 
     checkpoint: str | None = None
@@ -30,9 +30,6 @@ class ServeConfig(LoadConfig):
     prefix_cache_mb: int | None = None
     """MB of memory for keys and values of prompts that were read, for prompts that begin as these did; 0 is off. Each
     checkpoint in memory has so much. Default: a 32nd of the memory, at most 1000."""
-    speculate: str = "auto"
-    """Draft tokens where a text repeats itself, and verify them together, which changes no text. auto: as many as pay,
-    and none on a GPU; off: none; a number from 1 to 31: so many."""
     audit: float = 0.0
     """Share of the finished requests, 0 to 1, to draw again without any shortcut while nothing else is to do; a text
     that comes out otherwise is counted in /metrics, and logged with a receipt for `gpt2-mlx replay`."""
@@ -50,6 +47,7 @@ class ServeConfig(LoadConfig):
     """Log lines for people or for machines."""
 
     def __post_init__(self):
+        super().__post_init__()
         limits = {
             "port": (0, 65_535),
             "max_batch_size": (1, 1024),
@@ -63,7 +61,6 @@ class ServeConfig(LoadConfig):
             if value is not None and not low <= value <= high:
                 flag = "--" + name.replace("_", "-")
                 raise ValueError(f"{flag} is {value}; it must be at least {low} and at most {high}")
-        drafts.read(self.speculate)
         if self.watch and self.adapter:
             raise ValueError(f"--watch is on, but --adapter is {self.adapter[0]}; an adapter fits one checkpoint only")
         if self.api_key is not None and not self.api_key.strip():

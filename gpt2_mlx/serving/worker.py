@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from .. import device, pretrained
-from ..generation import adapters
+from ..generation import adapters, draft_model
 from ..generation.adapters import Adapters
 from ..generation.capacity import prefixes_that_fit, slots_that_fit
 from ..generation.engine import Engine
@@ -47,6 +47,8 @@ def main() -> None:
         device.select(config.device)
         device.limit_cache()
         dtype = device.dtype(config.dtype)
+        small = config.draft_model and draft_model.find(config.draft_model, checkpoint)
+        drafting = pretrained.load(small, dtype, config.quantize) if small else None
 
         def load(folder: Path) -> Loading:
             folders = served.folders if folder == served.base else {}
@@ -58,7 +60,7 @@ def main() -> None:
             slots = config.max_batch_size or slots_that_fit(model.config, model.dtype)
             n_prefixes = prefixes_that_fit(model.config, model.dtype, config.prefix_cache_mb)
             encoding = pretrained.vocabulary(folder).encoding
-            return Engine(model, slots, on_pass, n_prefixes, encoding, config.speculate, own)
+            return Engine(model, slots, on_pass, n_prefixes, encoding, config.speculate, own, drafting)
 
         return Engines(load, checkpoint, served)
 
