@@ -101,7 +101,7 @@ async def superseding(model: Path, seconds: float, rate: float = 10.0) -> dict:
 
 async def schemas(model: Path, n_requests: int, rounds: int, n_clients: int = 16) -> dict:
     """JSON of schemas, sampled, all of it valid; and the same load without a constraint beside it, in turns."""
-    counts, measured = Counter(), {"with": [], "without": []}
+    counts, measured, texts = Counter(), {"with": [], "without": []}, {}
     async with served(model) as (http, server):
 
         async def ask(body: dict) -> tuple[str, int]:
@@ -111,8 +111,7 @@ async def schemas(model: Path, n_requests: int, rounds: int, n_clients: int = 16
         async def bound(i: int) -> int:
             schema = SCHEMAS[i % len(SCHEMAS)]
             asked = {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}}
-            text, n_tokens = await ask(_asking_for_json(i) | asked)
-            counts["valid" if is_valid(text, schema) else "INVALID"] += 1
+            texts[i], n_tokens = await ask(_asking_for_json(i) | asked)
             return n_tokens
 
         async def measure(kind: str, ask_one: Callable[[int], Awaitable[int]]) -> list[int]:
@@ -125,6 +124,8 @@ async def schemas(model: Path, n_requests: int, rounds: int, n_clients: int = 16
         await at_once(1, bound, range(len(SCHEMAS)))  # compiles each
         for _ in range(rounds):
             tokens = await measure("with", bound)
+            valid = (is_valid(text, SCHEMAS[i % len(SCHEMAS)]) for i, text in texts.items())
+            counts.update("valid" if each else "INVALID" for each in valid)
 
             async def free(i: int) -> int:
                 body = _asking_for_json(i) | {"max_tokens": tokens[i]}  # noqa: B023

@@ -49,15 +49,11 @@ class Matcher:
         self._state, self._vocab_size = state, vocab_size
 
     def allowed(self) -> np.ndarray:
-        """Which tokens may come next, (V,) bool; <|endoftext|> where the text may end. At least one may.
-
-        Raises:
-            ValueError: the constraint takes too much work, or no text can meet it.
-        """
+        """Which tokens may come next, (V,) bool; <|endoftext|> where the text may end. All where there is an `error`."""
         bits = allocate_token_bitmask(1, self._vocab_size)
         fill_next_token_bitmask(self._state, bits)
         if self._state.is_error():
-            raise ValueError(f"the constraint cannot be followed: {_line(self._state.get_error())}")
+            return np.ones(self._vocab_size, bool)
         return np.unpackbits(bits.view(np.uint8), bitorder="little", count=self._vocab_size).view(bool)
 
     def add(self, token: int) -> None:
@@ -67,6 +63,12 @@ class Matcher:
     def copy(self) -> "Matcher":
         """The same state, of which neither changes with the other."""
         return Matcher(self._state.deep_copy(), self._vocab_size)
+
+    @property
+    def error(self) -> str | None:
+        """Why the text cannot go on, once `allowed` has found it: the constraint takes too much work, or none meets it."""
+        if self._state.is_error():
+            return f"the constraint cannot be followed: {_line(self._state.get_error())}"
 
     @property
     def is_complete(self) -> bool:
@@ -145,12 +147,14 @@ def examine(matchers: Matchers, constraint: Constraint, n_tokens: int) -> Iterat
     """Go through a text of random tokens under a constraint, a token at each step of the iterator.
 
     Raises:
-        ValueError: as `Matchers.make` and `Matcher.allowed`.
+        ValueError: as `Matchers.make`, or the error of the matcher.
     """
     matcher, random = matchers.make(constraint), np.random.default_rng(0)
     for _ in range(n_tokens):
         yield
         allowed = matcher.allowed()
+        if matcher.error:
+            raise ValueError(matcher.error)
         allowed[matchers.vocabulary.eos_token] = False  # a text goes on where it can
         if not allowed.any():
             return

@@ -122,6 +122,9 @@ class Engine:
             if sequence.parked:
                 self._cache.write(sequence.slot, 0, sequence.parked)
                 sequence.parked = None
+            if sequence.params.constraint and not sequence.compiling:  # beside the prompt's reading
+                self._on_pass([sequence.id], 0)  # if the process dies of it, this sequence is why
+                sequence.compiling = self._matchers.begin(sequence.params.constraint)
         for sequence, hidden in self._prefill.read(self._scheduler.prefill(), self._scheduler.running.values()):
             if sequence.params.prompt_logprobs and not sequence.slides:
                 self._note_prompt(sequence, hidden)
@@ -184,6 +187,8 @@ class Engine:
         """Draw a token for each of the rows: its id, and log-probabilities (V,) where any sequence asks for them."""
         self._on_pass(list(dict.fromkeys(row.sequence.id for row in rows)), len(rows))
         logits = self._decoder.next_logits(rows)  # (B, V)
+        if any(row.matcher for row in rows):
+            mx.async_eval(logits, self._cache.state())  # what constraints allow is found meanwhile
         log_p = mx.zeros((len(logits), 0))
         if any(row.params.logprobs is not None for row in rows):
             log_p = logits - mx.logsumexp(logits, axis=-1, keepdims=True)  # (B, V)
@@ -195,6 +200,8 @@ class Engine:
     def _take(self, rows: list[Row], drawn: list[tuple[int, np.ndarray]]) -> Output:
         """Go on with what was drawn for the rows of a sequence, as far as they count."""
         sequence, n = rows[0].sequence, n_that_count(rows, [id for id, _ in drawn])
+        if rows[0].matcher and (error := rows[0].matcher.error):
+            return self._fail(sequence, error)
         *drafted, last = (token_of(log_p, id, sequence.params) for id, log_p in drawn[:n])
         self._drafter.learn(sequence, [token.id for token in (*drafted, last)])
         sequence.cached += n
@@ -223,17 +230,16 @@ class Engine:
         return output
 
     def _follow(self, sequence: Sequence) -> Output | None:
-        """Find what a sequence's constraint allows next; an output that ends the sequence where that cannot be."""
+        """Have a sequence follow its constraint, once that is compiled; an output that ends it where that cannot be."""
         try:
-            if not sequence.compiling:
-                self._on_pass([sequence.id], 0)  # if the process dies of it, this sequence is why
-                sequence.compiling = self._matchers.begin(sequence.params.constraint)
             if sequence.compiling.done():
                 sequence.matcher = sequence.matcher or sequence.compiling.result()
-                sequence.allowed = sequence.matcher.allowed()
         except ValueError as error:
-            self._finish(sequence, "failed")
-            return Output(sequence.id, (), failure=str(error))
+            return self._fail(sequence, str(error))
+
+    def _fail(self, sequence: Sequence, why: str) -> Output:
+        self._finish(sequence, "failed")
+        return Output(sequence.id, (), failure=why)
 
     def _on_pass(self, ids: list[int], n_tokens: int) -> None:
         compiling = [s.id for s in self._sequences.values() if s.compiling and not s.matcher]

@@ -1,6 +1,7 @@
 """`Row`: a place in a text for which a token is drawn. A pass has one for each sequence and for each drafted token."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from .params import SamplingParams
@@ -18,7 +19,11 @@ class Row:
     sequence: Sequence
     drafted: tuple[int, ...] = ()
     matcher: Any = None  # the state of the sequence's constraint here
-    allowed: Any = None  # the tokens that it allows next, (V,)
+
+    @cached_property
+    def allowed(self) -> Any:
+        """The tokens that the constraint allows next, (V,); None without one."""
+        return self.matcher.allowed() if self.matcher else None
 
     @property
     def params(self) -> SamplingParams:
@@ -46,7 +51,7 @@ class Row:
 
 def rows_of(sequence: Sequence, draft: list[int]) -> list[Row]:
     """The rows of a sequence: for its next token and, as far as its constraint allows the draft, for those after it."""
-    rows = [Row(sequence, (), sequence.matcher, sequence.allowed)]
+    rows = [Row(sequence, (), sequence.matcher)]
     for token in draft:
         if row := _after(rows[-1], token):
             rows.append(row)
@@ -57,19 +62,16 @@ def rows_of(sequence: Sequence, draft: list[int]) -> list[Row]:
 
 def _after(row: Row, token: int) -> Row | None:
     """The row after this one and a drafted token; None where the constraint allows no such token, or ends with it."""
-    matcher = allowed = None
-    if row.matcher:
-        if not row.allowed[token]:
-            return None
-        matcher = row.matcher.copy()
-        matcher.add(token)
-        if matcher.is_complete:
-            return None
-        try:
-            allowed = matcher.allowed()
-        except ValueError:  # told if the text comes to this place
-            return None
-    return Row(row.sequence, (*row.drafted, token), matcher, allowed)
+    if not row.matcher:
+        return Row(row.sequence, (*row.drafted, token))
+    if not row.allowed[token] or row.matcher.error:
+        return None
+    matcher = row.matcher.copy()
+    matcher.add(token)
+    after = Row(row.sequence, (*row.drafted, token), matcher)
+    if matcher.is_complete or (after.allowed is not None and matcher.error):  # told if the text comes to this place
+        return None
+    return after
 
 
 def n_that_count(rows: list[Row], ids: list[int]) -> int:

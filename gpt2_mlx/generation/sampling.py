@@ -58,7 +58,13 @@ def constrained(logits: mx.array, rows: list[Row]) -> mx.array:
     allowed = np.ones(logits.shape, bool)  # of all rows: to gather some and put them back takes five times as long
     for i in bound:
         allowed[i] = rows[i].allowed
-    return mx.where(mx.array(allowed), logits, -mx.inf)
+    return _at_most(logits, mx.array(allowed))
+
+
+@mx.compile
+def _at_most(logits: mx.array, allowed: mx.array) -> mx.array:
+    """Logits, with -inf where they are not allowed; `mx.where` takes five times as long on a CPU."""
+    return mx.minimum(logits, (allowed.astype(mx.float32) * 2e38 - 1e38) * 4)  # inf or -inf
 
 
 def sample(logits: mx.array, rows: list[Row], draws: list[float]) -> mx.array:

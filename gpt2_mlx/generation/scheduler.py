@@ -39,9 +39,8 @@ class Sequence:
     generated: list[int] = field(default_factory=list)
     slides: int = 0  # how often the window was moved on
     finish_reason: str | None = None  # "stop", "length", "cancelled" or "failed"
-    compiling: Any = None  # the future state of its constraint, from when it decodes
+    compiling: Any = None  # the future state of its constraint, from when it has a slot
     matcher: Any = None  # that state, once it is there
-    allowed: Any = None  # the tokens that its constraint allows next, (V,)
     guesses: Any = None  # how its text may go on, once it decodes
     noted_prompt: list = field(default_factory=list)  # the prompt's tokens with log-probabilities, until output
 
