@@ -3,6 +3,7 @@
 import json
 import re
 import threading
+from types import SimpleNamespace
 
 import jsonschema
 import llguidance
@@ -233,7 +234,8 @@ def test_no_draw_takes_what_is_forbidden(way, draw):
     logits = mx.random.normal((2, V), key=mx.random.key(0))
     for allowed in ([40_000], [0, 3], [V - 1, 100]):
         params = SamplingParams(constraint=Constraint("regex", "x"), **way)
-        bound = Row(Sequence(0, [1], params, 8), allowed=np.isin(np.arange(V), allowed))
+        matcher = SimpleNamespace(allowed=lambda allowed=allowed: np.isin(np.arange(V), allowed))
+        bound = Row(Sequence(0, [1], params, 8), matcher=matcher)
         free = Row(Sequence(1, [1], SamplingParams(**way), 8))
         masked = sampling.constrained(mx.array(logits), [bound, free])
         assert mx.array_equal(masked[1], logits[1])

@@ -49,7 +49,7 @@ class Matcher:
         self._state, self._vocab_size = state, vocab_size
 
     def allowed(self) -> np.ndarray:
-        """Which tokens may come next, (V,) bool; <|endoftext|> where the text may end. All where there is an `error`."""
+        """Which tokens may come next, (V,) bool; <|endoftext|> where the text may end. All, if there is an `error`."""
         bits = allocate_token_bitmask(1, self._vocab_size)
         fill_next_token_bitmask(self._state, bits)
         if self._state.is_error():
@@ -66,7 +66,7 @@ class Matcher:
 
     @property
     def error(self) -> str | None:
-        """Why the text cannot go on, once `allowed` has found it: the constraint takes too much work, or none meets it."""
+        """Why `allowed` found nothing: the constraint takes too much work, or no text can meet it."""
         if self._state.is_error():
             return f"the constraint cannot be followed: {_line(self._state.get_error())}"
 
