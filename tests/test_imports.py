@@ -15,7 +15,7 @@ TRUNK = ["arrays", "model", "quantized", "kv_cache", "layout", "lora", "adapter"
 TRUNK += ["plot", "card"]
 WINGS = {
     "corpus": "documents shards source passages loader examples packing dataset example_dataset vocabularies",
-    "generation": "params scheduler rows drafts outputs constraints capacity prefixes adapters prefill decoder sampling"
+    "generation": "params scheduler rows drafts outputs constraints capacity prefixes adapters decoder prefill sampling"
     " draft_model engine text",
     "training": "recipes config loss optim ranks precision adapting evaluation hellaswag progress report memory step"
     " plan trainer budget fork settle run track",

@@ -172,8 +172,7 @@ class ModelDrafter:
     def _write(self, lengths: dict[Follower, int]) -> None:
         """Write drafts of these lengths, where the text was read; of others read a piece."""
         behind = [follower.sequence for follower in lengths if not follower.sequence.is_decoding]
-        for _ in self._prefill.read(behind, ()):
-            pass
+        self._prefill.read(behind, ())
         writing = [follower for follower in lengths if follower.sequence.is_decoding]
         while writing := [follower for follower in writing if len(follower.latest) < lengths[follower]]:
             drawn = self._draw([Row(follower.sequence) for follower in writing])

@@ -15,7 +15,7 @@ from .. import device
 from ..kv_cache import KVCache
 from ..model import GPT2
 from .adapters import Adapters
-from .decoder import Decoder, head
+from .decoder import Decoder
 from .draft_model import ModelDrafter
 from .drafts import Drafter
 from .outputs import Output, Token, token_of
@@ -125,9 +125,7 @@ class Engine:
             if sequence.params.constraint and not sequence.compiling:  # beside the prompt's reading
                 self._on_pass([sequence.id], 0)  # if the process dies of it, this sequence is why
                 sequence.compiling = self._matchers.begin(sequence.params.constraint)
-        for sequence, hidden in self._prefill.read(self._scheduler.prefill(), self._scheduler.running.values()):
-            if sequence.params.prompt_logprobs and not sequence.slides:
-                self._note_prompt(sequence, hidden)
+        self._prefill.read(self._scheduler.prefill(), self._scheduler.running.values())
         return self._decode(self._scheduler.decoding)
 
     def warm_up(self) -> None:
@@ -251,10 +249,3 @@ class Engine:
 
         assert self._encoding, "constraints need the tokenizer"
         return Matchers(self._encoding, self.vocab_size)
-
-    def _note_prompt(self, sequence: Sequence, hidden: mx.array) -> None:
-        """Note the log-probabilities of the prompt's tokens that follow the n tokens just read: hidden (n, C)."""
-        following = sequence.context[sequence.cached - len(hidden) + 1 : sequence.cached + 1]
-        logits = head(self.model, hidden)
-        log_p = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
-        sequence.noted_prompt += [token_of(row, id, sequence.params) for row, id in zip(np.array(log_p), following)]

@@ -1,14 +1,17 @@
 """Prefill: prompts are read into the cache, a chunk in a pass, and what is known of them is not read again."""
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 
 import mlx.core as mx
+import numpy as np
 
 from .. import device
 from ..kv_cache import KVCache, bucket
 from ..model import GPT2
 from .adapters import Adapters
 from .capacity import alike_rows
+from .decoder import head
+from .outputs import token_of
 from .prefixes import Prefixes
 from .scheduler import CHUNK, Sequence
 
@@ -29,15 +32,15 @@ class Prefill:
         self._model, self._cache, self._prefixes, self._on_pass = model, cache, prefixes, on_pass
         self._adapters = adapters
 
-    def read(self, sequences: list[Sequence], running: Collection[Sequence]) -> Iterator[tuple[Sequence, mx.array]]:
-        """Read the next chunk of each context; yields each that was read and the chunk's last hidden states (n, C).
+    def read(self, sequences: list[Sequence], running: Collection[Sequence]) -> None:
+        """Read the next chunk of each context, and note the log-probabilities of prompts that ask for them.
 
         Args:
             sequences: those to read on.
             running: all that have a slot, whose cache may be copied.
         """
         for group in self._groups(sequences, running):
-            yield from self._pass(group)
+            self._pass(group)
 
     def _groups(self, sequences: list[Sequence], running: Collection[Sequence]) -> list[list[Sequence]]:
         """Sequences to read together: of one adapter and shape; on a CPU so few that none has other bits than alone."""
@@ -82,7 +85,7 @@ class Prefill:
         """Whether the next chunk of a sequence is one to keep for others."""
         return self._prefixes.room > 0 and sequence.chunk == CHUNK and _is_plain(sequence)
 
-    def _pass(self, sequences: list[Sequence]) -> Iterator[tuple[Sequence, mx.array]]:
+    def _pass(self, sequences: list[Sequence]) -> None:
         """Read the next chunk of each context; all chunks are padded to one width."""
         slots, starts, counts = zip(*((s.slot, s.cached, s.chunk) for s in sequences))
         width = _width(max(counts))
@@ -97,7 +100,15 @@ class Prefill:
                 block = self._cache.read(sequence.slot, sequence.cached, sequence.cached + CHUNK)
                 self._prefixes.put(sequence.adapter, sequence.ahead, block)
             sequence.cached += n
-            yield sequence, row[:n]
+            if sequence.params.prompt_logprobs and not sequence.slides:
+                self._note(sequence, row[:n])
+
+    def _note(self, sequence: Sequence, hidden: mx.array) -> None:
+        """Note the log-probabilities of the prompt's tokens that follow the n tokens just read: hidden (n, C)."""
+        following = sequence.context[sequence.cached - len(hidden) + 1 : sequence.cached + 1]
+        logits = head(self._model, hidden)
+        log_p = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+        sequence.noted_prompt += [token_of(row, id, sequence.params) for row, id in zip(np.array(log_p), following)]
 
 
 def _width(n: int) -> int:
