@@ -92,8 +92,8 @@ class TrainConfig:
     beta2: float = 0.99
     """Decay of AdamW's mean of squared gradients; 0.95 to 0.99 suits runs of thousands of steps."""
     epsilon: float | None = None
-    """Added to the root of AdamW's mean of squared gradients. A large one keeps tokens that the text lacks, whose
-    gradients are tiny, from being pushed away as fast as others learn. Default: the preset's."""
+    """Added to the root of AdamW's mean of squared gradients of wte. A large one keeps tokens that the text lacks,
+    whose gradients are tiny, from being pushed away as fast as others learn. Default: the preset's."""
     grad_clip: float = 1.0
     """Largest global norm of a step's gradients; 0 is off. Keeps a bad batch from undoing good ones."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None

@@ -105,9 +105,11 @@ class Rules(optim.MultiOptimizer):
 
 
 def group(name: str, parameter: mx.array, optimizer: str) -> str:
-    """The rule that updates a parameter: "muon" (hidden matrices), "decay" (other matrices) or "plain" (vectors)."""
+    """The rule of a parameter: "tokens" (wte), "muon" (hidden matrices), "decay" (others) or "plain" (vectors)."""
     if parameter.ndim < 2:
         return "plain"
+    if name.startswith("wte."):
+        return "tokens"
     return "muon" if optimizer == "muon" and name.startswith("h.") else "decay"
 
 
@@ -115,15 +117,16 @@ def build(config: TrainConfig, model: GPT2, streams: list[mx.Stream]) -> Rules:
     """The optimizer of a run, with its initial state, for `guarded_update`."""
     each_core = device.streams_of_cores()
 
-    def adamw(weight_decay: float) -> AdamW:
-        return AdamW(each_core, betas=[0.9, config.beta2], eps=config.epsilon, weight_decay=weight_decay)
+    def adamw(weight_decay: float, epsilon: float = 1e-8) -> AdamW:
+        return AdamW(each_core, betas=[0.9, config.beta2], eps=epsilon, weight_decay=weight_decay)
 
     def is_in(name: str):
         return lambda path, parameter: group(path, parameter, config.optimizer) == name
 
-    rules = {"decay": adamw(config.weight_decay), "plain": adamw(0.0)}
+    decay = config.weight_decay
+    rules = {"tokens": adamw(decay, config.epsilon), "decay": adamw(decay), "plain": adamw(0)}
     if config.optimizer == "muon":
-        rules = {"muon": Muon(config.weight_decay, streams), **rules}
+        rules = {"muon": Muon(decay, streams), **rules}
     optimizer = Rules([*rules.values()], [is_in(name) for name in rules if name != "plain"])  # the last takes the rest
     optimizer.init(model.trainable_parameters())
     mx.eval(optimizer.state)
