@@ -53,6 +53,10 @@ def main() -> None:
     import mlx.core as mx  # not before gpt2_mlx
 
     settings = cli.parse(Settings)
+    if settings.draft_model and not settings.checkpoint:
+        raise ValueError(
+            f"--draft-model is {settings.draft_model}, but random weights cannot be guessed: give --checkpoint"
+        )
     on_gpu = device.select(settings.device) == "gpu"
     facts = machine()
     introduce(facts)
@@ -65,7 +69,7 @@ def main() -> None:
         mx.eval(model.parameters())
     n = min(n, (model.config.block_size - 1) // 2)
     ways, texts = {"off": {"speculate": "off"}, "auto": {"speculate": 7 if on_gpu else "auto"}}, texts_in(encoding)
-    if settings.checkpoint and settings.draft_model:
+    if settings.draft_model:
         small = pretrained.load(draft_model.find(settings.draft_model, folder))
         ways["draft model"] = {"speculate": "auto", "draft_model": small}
     contestants = {

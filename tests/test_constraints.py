@@ -227,6 +227,16 @@ def test_log_probabilities_are_those_of_the_model_without_the_constraint(model):
         context.append(token.id)
 
 
+def test_a_pass_names_each_sequence_once(model):
+    """Also while its constraint is compiled: what names it twice would count a death of the process twice."""
+    passes, prompt = [], ENCODING.encode_ordinary("one two three " * 100)
+    engine = Engine(model, 2, lambda ids, _: passes.append(ids), encoding=ENCODING)
+    ids = [engine.add(prompt, SamplingParams(max_tokens=2, constraint=Constraint("regex", "[a-z ]{9}"))) for _ in "ab"]
+    while engine.has_work:
+        engine.step()
+    assert all(len(named) == len(set(named)) for named in passes) and {*ids} == {id for named in passes for id in named}
+
+
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("draw", [0.0, 1 - 2.0**-24])
 def test_no_draw_takes_what_is_forbidden(way, draw):

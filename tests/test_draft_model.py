@@ -93,12 +93,13 @@ def test_a_draft_is_what_the_small_model_writes_whatever_was_drawn_before(model)
     """Drafts are taken up to any place, texts change their slots, and one is not drafted for in some steps."""
     pick, made = random.Random(2), drafter(model, 3)
     texts = [sequence(0), sequence(1, prompt=PROMPT[8:20])]
-    for step in range(10):
-        if step == 6:
-            texts = [sequence(0, prompt=PROMPT[:5]), *texts]  # the others have other slots from now on
-            for slot, text in enumerate(texts):
+    for step in range(12):
+        if step == 5:
+            texts = [sequence(0, prompt=PROMPT[:5]), *texts]
+        if step in (5, 7, 9):  # texts have other slots from now on, also such as they had before
+            for slot, text in zip({5: (0, 1, 2), 7: (0, 2, 3), 9: (0, 1, 2)}[step], texts):
                 text.slot = slot
-        asked = texts if step % 4 else texts[:1]
+        asked = texts if step % 4 and step != 7 else texts[:1]
         for text, draft in zip(asked, made.drafts(asked)):
             expected = Engine(model, 1)
             expected.add(text.context, SamplingParams(max_tokens=3, temperature=0))
@@ -164,13 +165,38 @@ def test_another_vocabulary_is_refused(model, tmp_path):
     checkpoint.save(tmp_path / "large", model, vocabulary=VOCABULARY)
     own = tokenizer.of_merges([("a", "b")])
     checkpoint.save(tmp_path / "small", decided(dataclasses.replace(SHAPE, vocab_size=258), 1), vocabulary=own)
-    with pytest.raises(ValueError, match="--draft-model is .*small; it must have the vocabulary of .*large: here"):
+    with pytest.raises(ValueError, match="--draft-model is .*small; it must have the vocabulary of .*large"):
         draft_model.find(str(tmp_path / "small"), tmp_path / "large")
     with pytest.raises(ValueError, match="--draft-model is nowhere: "):
         draft_model.find("nowhere", tmp_path / "large")
     assert draft_model.find(str(tmp_path / "large"), tmp_path / "large") == tmp_path / "large"
     with pytest.raises(ValueError, match="--draft-model is small, but --speculate is off"):
         ServeConfig(draft_model="small", speculate="off")
+
+
+def test_an_engine_refuses_another_number_of_tokens(model):
+    with pytest.raises(ValueError, match="the draft model has 258 tokens, not 257"):
+        Engine(model, 1, draft_model=decided(dataclasses.replace(SHAPE, vocab_size=258), 1))
+
+
+def test_a_long_text_is_read_before_it_is_tried(model):
+    """Even where others were hard to guess: the pause does not begin anew with what is only read."""
+    large = decided(dataclasses.replace(SHAPE, block_size=600), 1)
+    made = drafter(large)
+    made._rate = 0.0
+    text = Sequence(0, PROMPT * 20, SamplingParams(max_tokens=9, temperature=0, prompt_logprobs=True), 600)
+    text.slot = 0
+    tries = [step for step in range(draft_model.PAUSE + 10) if lengths(made, text)[0]]
+    assert tries[:1] == [draft_model.PAUSE + 3]  # a chunk in each step: 480 tokens are four
+    assert text.guesses.sequence.noted_prompt == []
+
+
+def test_what_has_no_room_for_a_draft_is_not_read(model):
+    passes = []
+    engine = Engine(model, 1, lambda ids, n: passes.append(n), speculate=4, draft_model=model)
+    engine.add(PROMPT, SamplingParams(max_tokens=1))
+    drain(engine)
+    assert passes == [len(PROMPT) - 1, 1]
 
 
 def test_it_is_served(model, tmp_path):

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import tyro
 
-from .. import checkpoint, cli, pretrained
+from .. import checkpoint, cli, device, pretrained
 from ..generation import draft_model
 from ..generation.drafts import DraftConfig
 from ..generation.params import Sampling
@@ -46,7 +46,8 @@ def main() -> None:
     encoding = vocabulary.encoding
     seed = secrets.randbits(32) if flags.seed is None else flags.seed
     params = {field.name: getattr(flags, field.name) for field in dataclasses.fields(Sampling)}
-    params |= {"speculate": flags.speculate, "draft_model": flags.load(small)[0] if small else None}
+    drafting = pretrained.load(small, device.dtype(flags.dtype), flags.quantize) if small else None
+    params |= {"speculate": flags.speculate, "draft_model": drafting}
     began, text = time.perf_counter(), ""
     for i in range(flags.n):
         print(flags.prompt, end="", flush=True)

@@ -25,6 +25,7 @@ FIRST_RATE = 0.7  # how often a guess is right, as long as nothing is known
 LONG_MEMORY = 64  # the rate with which a text begins is that of about so many guesses for others
 PAUSE = 64  # steps without a draft after which one is tried, since a text may have become easier to guess
 TRIAL = 4  # the tokens of such a draft
+MOST_READ = 4  # texts of which a chunk is read in a step, so that the others do not wait for long
 
 
 def find(source: str, target: Path) -> Path:
@@ -34,13 +35,11 @@ def find(source: str, target: Path) -> Path:
     """
     try:
         folder = pretrained.find(source)
-        sizes = [pretrained.read_config(each).vocab_size for each in (folder, target)]
-        is_same = pretrained.vocabulary(folder).ids == pretrained.vocabulary(target).ids
+        shape, ids = pretrained.read_config(folder), pretrained.vocabulary(folder).ids
     except ValueError as error:
         raise ValueError(f"--draft-model is {source}: {error}") from None
-    if not is_same or sizes[0] != sizes[1]:
-        sizes = " and ".join(f"{size:,} tokens" for size in sizes)
-        raise ValueError(f"--draft-model is {source}; it must have the vocabulary of {target}: here are {sizes}")
+    if shape.vocab_size != pretrained.read_config(target).vocab_size or ids != pretrained.vocabulary(target).ids:
+        raise ValueError(f"--draft-model is {source}; it must have the vocabulary of {target}, the same ids and size")
     return folder
 
 
@@ -62,7 +61,7 @@ class Follower:
         self.sequence.append(token)
 
     def learn(self, drawn: list[int]) -> None:
-        """Put what was drawn in the place of the draft, and keep what the cache holds of both."""
+        """Put what was drawn in the place of the draft. The cache keeps the tokens that both begin with."""
         own, n = self.sequence, len(self.latest)
         right = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(drawn, self.latest)))
         self.rate = judge(self.rate, drawn, self.latest, MEMORY)
@@ -118,9 +117,9 @@ class ModelDrafter:
         """The tokens to draft for each of the sequences, which are in the order of their slots."""
         followers = [(sequence, self._follower(sequence)) for sequence in sequences if not sequence.params.cold]
         n = self._length(sequences, [follower.rate for _, follower in followers]) if followers else 0
-        self._n_idle = 0 if n else self._n_idle + 1
         if n:
             self._write({follower: min(n, follower.room(sequence)) for sequence, follower in followers})
+        self._n_idle = 0 if any(follower.latest for _, follower in followers) else self._n_idle + 1
         return [[] if sequence.params.cold else list(sequence.guesses.latest) for sequence in sequences]
 
     def learn(self, sequence: Sequence, drawn: list[int]) -> None:
@@ -137,11 +136,11 @@ class ModelDrafter:
     def _follower(self, sequence: Sequence) -> Follower:
         """The follower of a sequence, with its slot."""
         if not sequence.guesses:
-            params = dataclasses.replace(sequence.params, cold=True)  # it shares nothing with others
+            params = dataclasses.replace(sequence.params, cold=True, prompt_logprobs=False)  # cold ones share nothing
             own = Sequence(sequence.id, sequence.prompt, params, self._block_size)
             sequence.guesses = Follower(own, self._rate)
         follower, slot = sequence.guesses, sequence.slot
-        if self._holders.get(slot) is not follower:
+        if follower.sequence.slot != slot or self._holders.get(slot) is not follower:
             follower.sequence.slot, follower.sequence.cached = slot, 0
             self._holders[slot] = follower
         return follower
@@ -165,15 +164,16 @@ class ModelDrafter:
             n_rows = next(count for count in self._row_counts if count >= len(sequences) + n * len(rates))
             tokens += sum(rate**n for rate in rates)
             if seconds := self._costs.of(max(n_rows, plain), plain):
-                gains[n] = tokens / (seconds + n * own_seconds)
+                gains[n] = tokens / (seconds + (n + 1) * own_seconds)  # the last one is read before the next draft
         best = max(gains, key=gains.get)
         return min(most, TRIAL) if best == 0 and self._n_idle >= PAUSE else best
 
     def _write(self, lengths: dict[Follower, int]) -> None:
-        """Write drafts of these lengths, where the text was read; of others read a piece."""
-        behind = [follower.sequence for follower in lengths if not follower.sequence.is_decoding]
-        self._prefill.read(behind, ())
-        writing = [follower for follower in lengths if follower.sequence.is_decoding]
+        """Write drafts of these lengths for the texts that the small model has read; of some others read a chunk."""
+        wanted = [follower for follower, n in lengths.items() if n > 0]
+        behind = [follower.sequence for follower in wanted if not follower.sequence.is_decoding]
+        self._prefill.read(behind[:MOST_READ], ())
+        writing = [follower for follower in wanted if follower.sequence.is_decoding]
         while writing := [follower for follower in writing if len(follower.latest) < lengths[follower]]:
             drawn = self._draw([Row(follower.sequence) for follower in writing])
             for follower, token in zip(writing, drawn):

@@ -26,8 +26,8 @@ class DraftConfig:
     """What is drafted, and by what."""
 
     speculate: str = "auto"
-    """Draft tokens and verify them together, which changes no text. auto: as many as pay, and on a GPU none without a
-    draft model; off: none; a number from 1 to 31: so many."""
+    """Draft tokens and verify them together, which changes no text on a CPU. auto: as many as pay, and on a GPU none
+    without a draft model; off: none; a number from 1 to 31: so many."""
     draft_model: str | None = None
     """Run or checkpoint, as --checkpoint, of a small model of the same vocabulary, which then drafts. Default: drafts
     are taken from the text, where it repeats itself."""

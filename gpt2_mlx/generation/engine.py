@@ -70,6 +70,8 @@ class Engine:
         self._cache = KVCache(model.config, n_slots, model.dtype)
         self._prefill = Prefill(model, self._cache, self.prefixes, self._on_pass, self._adapters)
         self._decoder = Decoder(model, self._cache, self._adapters)
+        if draft_model and draft_model.config.vocab_size != self.vocab_size:
+            raise ValueError(f"the draft model has {draft_model.config.vocab_size} tokens, not {self.vocab_size}")
         how = speculate, self._decoder.row_counts, encoding.eot_token if encoding else None
         self._drafter = ModelDrafter(draft_model, n_slots, *how, self._on_pass) if draft_model else Drafter(*how)
         self._scheduler, self._encoding = Scheduler(n_slots), encoding
@@ -122,9 +124,9 @@ class Engine:
             if sequence.parked:
                 self._cache.write(sequence.slot, 0, sequence.parked)
                 sequence.parked = None
-            if sequence.params.constraint and not sequence.compiling:  # beside the prompt's reading
+            if sequence.params.constraint and sequence.params.max_tokens and not sequence.compiling:
                 self._on_pass([sequence.id], 0)  # if the process dies of it, this sequence is why
-                sequence.compiling = self._matchers.begin(sequence.params.constraint)
+                sequence.compiling = self._matchers.begin(sequence.params.constraint)  # beside the prompt's reading
         self._prefill.read(self._scheduler.prefill(), self._scheduler.running.values())
         return self._decode(self._scheduler.decoding)
 
@@ -158,6 +160,8 @@ class Engine:
 
     def _finish(self, sequence: Sequence, reason: str) -> None:
         self._scheduler.finish(sequence, reason)
+        if sequence.compiling:
+            sequence.compiling.cancel()  # if it has not begun
         self._sequences.pop(sequence.id, None)
 
     def _decode(self, sequences: list[Sequence]) -> list[Output]:
@@ -183,7 +187,7 @@ class Engine:
 
     def _draw(self, rows: list[Row]) -> Iterable[tuple[int, np.ndarray]]:
         """Draw a token for each of the rows: its id, and log-probabilities (V,) where any sequence asks for them."""
-        self._on_pass(list(dict.fromkeys(row.sequence.id for row in rows)), len(rows))
+        self._on_pass([row.sequence.id for row in rows], len(rows))
         logits = self._decoder.next_logits(rows)  # (B, V)
         if any(row.matcher for row in rows):
             mx.async_eval(logits, self._cache.state())  # what constraints allow is found meanwhile
@@ -241,7 +245,7 @@ class Engine:
 
     def _on_pass(self, ids: list[int], n_tokens: int) -> None:
         compiling = [s.id for s in self._sequences.values() if s.compiling and not s.matcher]
-        self._tell_pass([*ids, *compiling], n_tokens)
+        self._tell_pass(list(dict.fromkeys([*ids, *compiling])), n_tokens)
 
     @cached_property
     def _matchers(self):

@@ -19,7 +19,7 @@ class PromptTokensDetails(Answer):
 
 class CompletionTokensDetails(Answer):
     accepted_prediction_tokens: int
-    """Tokens of the texts that were drafted, where a text repeated itself, and verified together."""
+    """Tokens of the texts that were drafted and verified together."""
     rejected_prediction_tokens: int
     """Tokens that were drafted in vain: they are in no text."""
 
