@@ -92,14 +92,15 @@ def drafter(model: GPT2, speculate: str | int = "auto", seconds: dict[int, float
 def test_a_draft_is_what_the_small_model_writes_whatever_was_drawn_before(model):
     """Drafts are taken up to any place, texts change their slots, and one is not drafted for in some steps."""
     pick, made = random.Random(2), drafter(model, 3)
-    texts = [sequence(0), sequence(1, prompt=PROMPT[8:20])]
+    first, second, third = sequence(0), sequence(1, prompt=PROMPT[8:20]), sequence(0, prompt=PROMPT[:5])
+    slots = {0: {first: 0, second: 1}, 4: {third: 0, first: 1, second: 2}}
+    slots |= {6: {third: 0, second: 2, first: 3}, 8: {third: 0, first: 1, second: 3}}  # the first comes back to one
     for step in range(12):
-        if step == 5:
-            texts = [sequence(0, prompt=PROMPT[:5]), *texts]
-        if step in (5, 7, 9):  # texts have other slots from now on, also such as they had before
-            for slot, text in zip({5: (0, 1, 2), 7: (0, 2, 3), 9: (0, 1, 2)}[step], texts):
+        if step in slots:
+            texts = list(slots[step])
+            for text, slot in slots[step].items():
                 text.slot = slot
-        asked = texts if step % 4 and step != 7 else texts[:1]
+        asked = texts if step % 3 else texts[:1]
         for text, draft in zip(asked, made.drafts(asked)):
             expected = Engine(model, 1)
             expected.add(text.context, SamplingParams(max_tokens=3, temperature=0))
