@@ -44,6 +44,7 @@ class FakeEngine:
         self.dies_at = None  # the step at which the process dies by itself
         self.found = 0  # tokens of each prompt that it claims to have found
         self.prefix_counts = PrefixCounts()  # what it claims next
+        self.in_reverse = False  # whether of several texts the last one comes first
         self.drafted = self.accepted = 0  # tokens that it claims to have drafted for each step, and drawn
 
     def begin(self, on_pass):
@@ -84,7 +85,7 @@ class FakeEngine:
             if POISON in prompt:
                 raise RuntimeError("poisoned")
         self.on_pass(list(self.running), len(self.running))
-        return [self._output(id) for id in list(self.running)]
+        return [self._output(id) for id in (sorted(self.running, reverse=self.in_reverse))]
 
     def check_alive(self):
         if self.killed.is_set():

@@ -126,6 +126,16 @@ def test_echo_with_log_probabilities_and_nothing_drawn(client):
     assert answer["usage"]["completion_tokens"] == 0
 
 
+@pytest.mark.parametrize("max_tokens", [1, 3])
+def test_each_sample_echoes_its_prompts_log_probabilities_whichever_comes_first(client, max_tokens):
+    """A sample that copies what is read for another request is drawn before the one that brings the numbers."""
+    body = {"prompt": ["A naïve", "Say:"], "echo": True, "logprobs": 1, "n": 3, "max_tokens": max_tokens}
+    expected = client.completion(**body)["choices"]
+    client.fake.in_reverse = True
+    assert client.completion(**body)["choices"] == expected
+    assert all(len(choice["logprobs"]["tokens"]) > max_tokens for choice in expected)
+
+
 def test_tokens_that_the_context_does_not_hold_have_no_log_probability(client):
     ids = [1] * 100  # the small engine's context has 64
     logprobs = client.completion(prompt=ids, echo=True, logprobs=0, max_tokens=1)["choices"][0]["logprobs"]

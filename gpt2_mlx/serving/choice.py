@@ -123,6 +123,10 @@ class Choice:
         notes = [note for delta in self._deltas for note in delta.notes]
         return Delta(text, notes, last.finish_reason, last.slides)
 
+    def must_wait(self, output: Output) -> bool:
+        """Whether the output cannot be taken yet, since the numbers of the prompt are still to come with another."""
+        return self._echo and self._wants_notes and self.prompt.notes is None and not output.prompt
+
     def take(self, output: Output) -> Delta:
         """What an Output adds: the text that is certain, and the notes of the tokens that begin in it."""
         self.n_found, n_before = output.found, len(self.ids)
@@ -154,7 +158,7 @@ class Choice:
             return ""
         self._echo = False
         if self._wants_notes:
-            if output.prompt:  # in the first sample's output, which comes before the others'
+            if output.prompt:  # in the first sample's output
                 self.prompt.notes = self._prompt_notes(output.prompt)
             self._held += self.prompt.notes or []  # none where the text was ended before the prompt was read
         return self.prompt.text

@@ -101,13 +101,24 @@ class Generation:
             ApiError: 400, 500 or 503, the engine could not go on.
         """
         with as_api_errors():
-            async for number, output in self.submission:
+            async for number, output in self._in_order():
                 choice = self.choices[number]
                 delta = await beside(len(output.prompt), choice.take, output)
                 self._observe(choice, output)
                 if delta.finish_reason:
                     self.submission.cancel(number)  # at a stop string the engine would go on
                 yield choice, delta
+
+    async def _in_order(self) -> AsyncIterator[tuple[int, Output]]:
+        """The outputs; those of a sample wait for the first sample's, which brings their prompt's numbers."""
+        waiting: list[tuple[int, Output]] = []
+        async for event in self.submission:
+            waiting.append(event)
+            while ready := next((one for one in waiting if not self.choices[one[0]].must_wait(one[1])), None):
+                waiting.remove(ready)
+                yield ready
+        for event in waiting:  # the first sample was ended before its prompt was read
+            yield event
 
     def _observe(self, choice: Choice, output: Output) -> None:
         """Count the tokens that came, and the time they took."""
