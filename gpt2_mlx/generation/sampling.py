@@ -14,7 +14,8 @@ from .rows import Row
 
 FEW, MANY = 64, 1024  # only this many of the likeliest tokens are sorted, which is enough for nearly all rows
 TINY = 2.0**-126  # a temperature below it is 0 in float32
-RULED_OUT = 2.0**-45  # `elementwise` makes e^-32 of -inf: in a row with a constraint less than this is 0
+FORBIDDEN = 1e30  # is taken from a logit that a constraint forbids; 0 is taken from the others
+RULED_OUT = 2.0**-45  # `elementwise` makes e^-32 of e^-1e30: in a row with a constraint less than this is 0
 GROUP = 32  # tokens per group: the likeliest tokens are searched only in the groups with the largest logits
 
 
@@ -51,20 +52,20 @@ def _changes(row: Row) -> list[tuple[int, float, float]]:
 
 
 def constrained(logits: mx.array, rows: list[Row]) -> mx.array:
-    """Logits (B, V) with -inf for what a row's constraint forbids; rows without a constraint do not change."""
+    """Logits (B, V), FORBIDDEN less where a row's constraint forbids; rows without a constraint do not change."""
     bound = [i for i, row in enumerate(rows) if row.allowed is not None]
     if not bound:
         return logits
-    allowed = np.ones(logits.shape, bool)  # of all rows: to gather some and put them back takes five times as long
+    allowed = np.ones(logits.shape, np.uint8)  # of all rows: to gather some and put them back takes longer
     for i in bound:
         allowed[i] = rows[i].allowed
-    return _at_most(logits, mx.array(allowed))
+    return _lowered(logits, mx.array(allowed))
 
 
 @mx.compile
-def _at_most(logits: mx.array, allowed: mx.array) -> mx.array:
-    """Logits, with -inf where they are not allowed; `mx.where` takes five times as long on a CPU."""
-    return mx.minimum(logits, (allowed.astype(mx.float32) * 2e38 - 1e38) * 4)  # inf or -inf
+def _lowered(logits: mx.array, allowed: mx.array) -> mx.array:
+    """Logits, FORBIDDEN less where `allowed` is 0, not 1. On a CPU bool takes four times as long as uint8."""
+    return logits + (allowed.astype(mx.float32) - 1) * FORBIDDEN
 
 
 def sample(logits: mx.array, rows: list[Row], draws: list[float]) -> mx.array:
