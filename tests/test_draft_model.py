@@ -131,17 +131,22 @@ def test_as_much_is_drafted_as_pays(model):
     assert len(set(crowd)) == 1 and 0 < crowd[0] <= 7  # 32 rows
 
 
-def test_a_text_that_was_not_guessed_is_tried_again_after_a_pause(model):
+def test_a_text_that_was_not_guessed_is_tried_again_after_pauses_that_grow(model, monkeypatch):
+    monkeypatch.setattr(draft_model, "MOST_PAUSE", 3 * draft_model.PAUSE)
     made = drafter(model)
-    text = sequence(rate=0.0, max_tokens=300)
+    text = sequence(rate=0.0, max_tokens=1000)
     tries = []
-    for step in range(200):
+    for step in range(12 * draft_model.PAUSE):
         [draft] = made.drafts([text])
         tries += [step] if draft else []
-        wrong = (draft[0] + 1) % 256 if draft else 0
-        text.append(wrong)
-        made.learn(text, [wrong])
-    assert tries == [draft_model.PAUSE, 2 * draft_model.PAUSE + 1, 3 * draft_model.PAUSE + 2]
+        is_fourth = len(tries) == 4 and bool(draft)
+        drawn = [*draft[:1], 0] if is_fourth else [(draft[0] + 1) % 256 if draft else 0]
+        for token in drawn:
+            text.append(token)
+        made.learn(text, drawn)
+        text.guesses.rate = float(is_fourth)  # so the fifth pays, and the pause is the first one again
+    pauses = [after - before - 1 for before, after in itertools.pairwise([-1, *tries])]
+    assert pauses == [draft_model.PAUSE * n for n in (1, 2, 3, 3, 0, 1, 2)][: len(pauses)] and len(pauses) >= 6
 
 
 @pytest.mark.parametrize(

@@ -21,10 +21,11 @@ from .rows import Row
 from .sampling import penalised, sample, uniform
 from .scheduler import Sequence
 
-FIRST_RATE = 0.7  # how often a guess is right, as long as nothing is known
+FIRST_RATE = 0.5  # how often a guess is right, as long as nothing is known
 LONG_MEMORY = 64  # the rate with which a text begins is that of about so many guesses for others
 PAUSE = 64  # steps without a draft after which one is tried, since a text may have become easier to guess
-TRIAL = 4  # the tokens of such a draft
+MOST_PAUSE = 16 * PAUSE  # pauses grow up to this, as long as no draft pays
+TRIAL = 2  # the tokens of such a draft
 MOST_READ = 4  # texts of which a chunk is read in a step, so that the others do not wait for long
 
 
@@ -110,7 +111,7 @@ class ModelDrafter:
         self._prefill = Prefill(model, self._cache, Prefixes(0), on_pass, adapters)
         self._decoder = Decoder(model, self._cache, adapters)
         self._costs, self._own_costs = Costs(row_counts), Costs(self._decoder.row_counts)
-        self._rate, self._n_idle = FIRST_RATE, 0
+        self._rate, self._n_idle, self._pause = FIRST_RATE, 0, PAUSE
         self._holders: dict[int, Follower] = {}  # whose text each slot of the cache has
 
     def drafts(self, sequences: list[Sequence]) -> list[list[int]]:
@@ -119,7 +120,7 @@ class ModelDrafter:
         n = self._length(sequences, [follower.rate for _, follower in followers]) if followers else 0
         if n:
             self._write({follower: min(n, follower.room(sequence)) for sequence, follower in followers})
-        self._n_idle = 0 if any(follower.latest for _, follower in followers) else self._n_idle + 1
+        self._count(is_drafted=any(follower.latest for _, follower in followers))
         return [[] if sequence.params.cold else list(sequence.guesses.latest) for sequence in sequences]
 
     def learn(self, sequence: Sequence, drawn: list[int]) -> None:
@@ -165,8 +166,15 @@ class ModelDrafter:
             tokens += sum(rate**n for rate in rates)
             if seconds := self._costs.of(max(n_rows, plain), plain):
                 gains[n] = tokens / (seconds + (n + 1) * own_seconds)  # the last one is read before the next draft
-        best = max(gains, key=gains.get)
-        return min(most, TRIAL) if best == 0 and self._n_idle >= PAUSE else best
+        if best := max(gains, key=gains.get):
+            self._pause = PAUSE
+        return min(most, TRIAL) if best == 0 and self._n_idle >= self._pause else best
+
+    def _count(self, is_drafted: bool) -> None:
+        """Count the steps without a draft. The pause after a trial is twice as long as the one before."""
+        if is_drafted and self._n_idle >= self._pause:
+            self._pause = min(2 * self._pause, MOST_PAUSE)
+        self._n_idle = 0 if is_drafted else self._n_idle + 1
 
     def _write(self, lengths: dict[Follower, int]) -> None:
         """Write drafts of these lengths for the texts that the small model has read; of some others read a chunk."""
