@@ -24,6 +24,7 @@ class Server:
     ready_s: float  # from the start of the process until a GET says ready
     first_s: float  # until an answer of one token has come
     pid: int
+    log: Path  # what it prints
 
 
 def command(name: str, folder: Path, port: int, device: str) -> tuple[list[str], str]:
@@ -49,20 +50,21 @@ def running(name: str, folder: Path, device: str, *flags: str) -> Iterator[Serve
     arguments, ready = command(name, folder, port, device)
     url = f"http://127.0.0.1:{port}"
     model = "default_model" if name == "mlx_lm" else folder.name
-    with tempfile.TemporaryFile("w+") as log, httpx.Client(base_url=url, timeout=600) as http:
+    with tempfile.TemporaryDirectory() as own, httpx.Client(base_url=url, timeout=600) as http:
+        log = Path(own) / "log"
         began = time.perf_counter()
         line = [sys.executable, *arguments, *flags]
-        process = subprocess.Popen(line, env=ENVIRONMENT, stdout=log, stderr=subprocess.STDOUT)
+        with log.open("w") as file:
+            process = subprocess.Popen(line, env=ENVIRONMENT, stdout=file, stderr=subprocess.STDOUT)
         try:
             while not answers(http, ready):
                 if process.poll() is not None:
-                    log.seek(0)
-                    raise ValueError(f"the server of {name} ended early: {log.read()[-500:]}")
+                    raise ValueError(f"the server of {name} ended early: {log.read_text()[-500:]}")
                 time.sleep(0.01)
             ready_s = time.perf_counter() - began
             request = {"model": model, "prompt": "Once", "max_tokens": 1}
             http.post("/v1/completions", json=request).raise_for_status()
-            yield Server(url, model, ready_s, time.perf_counter() - began, process.pid)
+            yield Server(url, model, ready_s, time.perf_counter() - began, process.pid, log)
         finally:
             process.terminate()
             process.wait()

@@ -8,6 +8,7 @@ import json
 import random
 import re
 import statistics
+import tempfile
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
@@ -24,44 +25,59 @@ from gpt2_mlx.serving.limits import MAX_AUDITS
 from .processes import processor_seconds
 from .servers import Server, running
 from .soak_requests import CUT_OFF, SCHEMAS, Offer, texts_of
+from .weights import save_adapter
 
 PATIENCE = 120.0  # seconds without news
 
 
 async def audits(model: Path, n_clients: int, n_requests: int) -> dict:
-    """Clients ask for anything that is offered, and every answer is audited.
+    """Clients ask for anything that is offered, two adapters too, and every answer is audited.
 
-    They come in waves of as many requests as are kept for an audit, since one waits until nobody asks.
+    For half of the requests the text drafts for itself, for the others a model, which is the served one.
     """
     counts, pick = Counter(), random.Random(0)
-    async with served(model, "--audit", "1") as (http, _):
-        offer = await Offer.of(http)
-        told, answered = await metrics(http), re.compile(r'gpt2_requests_total.*"/v1/c.*"200"')
-        n_whole = sum(n for name, n in told.items() if answered.match(name))  # what came before is audited, too
+    with tempfile.TemporaryDirectory() as folder:
+        adapters = [save_adapter(model, Path(folder) / f"rank-{rank}", rank) for rank in (4, 8)]
+        flags = [part for path in adapters for part in ("--adapter", f"{path.name}={path}")]
+        for drafts in ((), ("--speculate", "3", "--draft-model", str(model))):
+            async with served(model, "--audit", "1", *flags, *drafts) as (http, server):
+                await _audited(http, n_clients, n_requests // 2, pick, counts)
+                told = [line for line in server.log.read_text().splitlines() if "an audit found a difference" in line]
+                print(*told, sep="\n", end="\n" if told else "")
+    return {name: n for name, n in counts.items() if n or name.islower()}
 
-        async def ask(_: int) -> None:
-            nonlocal n_whole
-            route, body = offer.any_request(pick)
-            try:
-                texts = await texts_of(http, route, body)
-            except (ValueError, httpx.HTTPError) as error:
-                counts["FAILED"] += 1
-                print(f"failed: {error}")
-                return
-            reasons = {text["finish_reason"] for text in texts}
-            counts.update([*reasons, route, "answers"])
-            n_whole += not reasons & CUT_OFF
 
-        for begin in range(0, n_requests, MAX_AUDITS):
-            await at_once(n_clients, ask, range(begin, min(begin + MAX_AUDITS, n_requests)))
-            told = await until(
-                http, lambda told: told["gpt2_audits_total"] + told["gpt2_audits_dropped_total"] >= n_whole
-            )
-    counts["audited"] = int(told["gpt2_audits_total"])
-    broken = {"DIFFERING": told["gpt2_audits_differing_total"], "NOT AUDITED": n_whole - counts["audited"]}
-    hits = {"blocks found in the prefix cache": int(told["gpt2_prefix_cache_hits_total"])}
-    hits |= {name: int(told[f"gpt2_{name}_total"]) for name in ("audits_dropped", "engine_restarts")}
-    return {**counts, **hits, "models": offer.models, **{name: int(n) for name, n in broken.items() if n}}
+async def _audited(http: httpx.AsyncClient, n_clients: int, n: int, pick: random.Random, counts: Counter) -> None:
+    """Ask for n texts in waves of as many as are kept for an audit, since one waits until nobody asks."""
+    offer = await Offer.of(http)
+    told, answered = await metrics(http), re.compile(r'gpt2_requests_total.*"/v1/c.*"200"')
+    n_whole = sum(n for name, n in told.items() if answered.match(name))  # what came before is audited, too
+
+    async def ask(_: int) -> None:
+        nonlocal n_whole
+        route, body = offer.any_request(pick)
+        try:
+            texts = await texts_of(http, route, body)
+        except (ValueError, httpx.HTTPError) as error:
+            counts["FAILED"] += 1
+            print(f"failed: {error}")
+            return
+        reasons = {text["finish_reason"] for text in texts}
+        counts.update([*reasons, route, body.get("model", "no model named"), "answers"])
+        n_whole += not reasons & CUT_OFF
+
+    async def audited() -> dict[str, float]:
+        return await until(http, lambda told: told["gpt2_audits_total"] + told["gpt2_audits_dropped_total"] >= n_whole)
+
+    await audited()
+    for begin in range(0, n, MAX_AUDITS):
+        await at_once(n_clients, ask, range(begin, min(begin + MAX_AUDITS, n)))
+        told = await audited()
+    counts["DIFFERING"] += int(told["gpt2_audits_differing_total"])
+    counts["NOT AUDITED"] += int(n_whole - told["gpt2_audits_total"])
+    counts["blocks found in the prefix cache"] += int(told["gpt2_prefix_cache_hits_total"])
+    for name in ("audits", "audits_dropped", "engine_restarts", "drafted_tokens", "accepted_tokens"):
+        counts[name] += int(told[f"gpt2_{name}_total"])
 
 
 async def superseding(model: Path, seconds: float, rate: float = 10.0) -> dict:

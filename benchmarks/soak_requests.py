@@ -96,7 +96,7 @@ class Offer:
             body |= pick.choice([{"supersede": pick.choice("abc")}, {"timeout": pick.choice([0.01, 0.1, 9.0])}])
         if "model" in self.fields[route]:
             body["model"] = pick.choice(self.models)
-        if pick.random() < 0.1:
+        if pick.random() < 0.1 and body.get("model", self.models[0]) == self.models[0]:  # an adapter is a checkpoint
             body["checkpoint"] = pick.choice(self.checkpoints)
         if route == CHAT and "logprobs" in body:
             body |= {"logprobs": True, "top_logprobs": body["logprobs"]}

@@ -72,10 +72,11 @@ def main() -> None:
     if settings.draft_model:
         small = pretrained.load(draft_model.find(settings.draft_model, folder))
         ways["draft model"] = {"speculate": "auto", "draft_model": small}
+    engines = {way: engine.Engine(model, 1, **how) for way, how in ways.items()}  # for all texts, as a server has one
     contestants = {
-        (name, way): lambda ids=ids, how=how: write(model, ids[: N_PROMPT + n], how, settings)
+        (name, way): lambda ids=ids, writer=writer: write(writer, ids[: N_PROMPT + n], settings)
         for name, ids in texts.items()
-        for way, how in ways.items()
+        for way, writer in engines.items()
     }
     measured = alternate(rounds, contestants)
     for name in texts:
@@ -103,11 +104,10 @@ def texts_in(encoding: Encoding) -> dict[str, list[int]]:
     }
 
 
-def write(model: GPT2, ids: list[int], how: dict, settings: Settings) -> dict:
+def write(writer: engine.Engine, ids: list[int], settings: Settings) -> dict:
     """Have an engine write a text; returns the seconds it took, without the prompt's, and its drafts."""
     prompt, text = ids[:N_PROMPT], ids[N_PROMPT:]
-    prompt = prompt[-(model.config.block_size // 2) :]
-    writer = engine.Engine(model, 1, **how)
+    prompt = prompt[-(writer.block_size // 2) :]
     writer.add(prompt, SamplingParams(max_tokens=len(text), temperature=settings.temperature, seed=0))
     outputs = []
     with contextlib.nullcontext() if settings.checkpoint else given(text):

@@ -94,7 +94,7 @@ def test_a_short_soak_breaks_no_promise(tmp_path):
     done = subprocess.run([*command, *parts], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "'equal': " in done.stdout and "'gpt2_running': 0.0" in done.stdout
-    for told in ("'audited': ", "'valid': 20"):
+    for told in ("'audits': ", "'valid': 20"):
         assert told in done.stdout
     assert (tmp_path / "memory.svg").read_text().count("<svg") == 1
 
