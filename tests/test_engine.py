@@ -162,7 +162,9 @@ def test_slots_take_an_eighth_of_the_memory(monkeypatch):
     slot = 2 * 12 * 768 * 1088 * 4  # 1,025 tokens in whole buckets of 64
     for memory, slots in ((10**6, 1), (8 * 5 * slot, 5), (8 * 5 * slot - 1, 4), (10**15, 32)):
         monkeypatch.setattr(device, "memory", lambda: memory)  # noqa: B023
-        assert slots_that_fit(GPT2Config(n_layer=12, n_head=12, n_embd=768), mx.float32) == slots
+        shape = GPT2Config(n_layer=12, n_head=12, n_embd=768)
+        assert slots_that_fit(mx.float32, shape) == slots
+        assert slots_that_fit(mx.float32, shape, shape) == max(1, min(32, memory // 8 // (2 * slot)))  # a draft model
 
 
 def test_past_block_size_the_window_slides_over_its_newer_half(model):

@@ -12,9 +12,10 @@ from .scheduler import CHUNK
 ROW_COUNTS = (1, 2, 4, 8, 16, 32)  # the numbers of rows, padding included, that one decoding pass may have
 
 
-def slots_that_fit(config: GPT2Config, dtype: mx.Dtype) -> int:
-    """The number of slots that an eighth of the memory holds; at least 1, at most 32."""
-    return min(32, max(1, device.memory() // 8 // _size(config, dtype, bucket(config.block_size + 1))))
+def slots_that_fit(dtype: mx.Dtype, *configs: GPT2Config) -> int:
+    """The number of slots that an eighth of the memory holds, each for all of these models; at least 1, at most 32."""
+    slot = sum(_size(config, dtype, bucket(config.block_size + 1)) for config in configs)
+    return min(32, max(1, device.memory() // 8 // slot))
 
 
 def prefixes_that_fit(config: GPT2Config, dtype: mx.Dtype, mb: int | None = None) -> int:

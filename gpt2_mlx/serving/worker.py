@@ -57,7 +57,8 @@ def main() -> None:
 
         def make(folders: dict[str, Path], model: GPT2, folder: Path) -> Engine:
             own = Adapters(model, folders)
-            slots = config.max_batch_size or slots_that_fit(model.config, model.dtype)
+            models = [model, drafting] if drafting else [model]  # each has a cache with as many slots
+            slots = config.max_batch_size or slots_that_fit(model.dtype, *(each.config for each in models))
             n_prefixes = prefixes_that_fit(model.config, model.dtype, config.prefix_cache_mb)
             encoding = pretrained.vocabulary(folder).encoding
             return Engine(model, slots, on_pass, n_prefixes, encoding, config.speculate, own, drafting)
