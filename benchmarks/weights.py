@@ -22,6 +22,7 @@ def save_adapter(base: Path, folder: Path, rank: int = 8) -> Path:
     model = pretrained.load(base)
     facts = {"base": str(base), "sha256": adapter.fingerprint(base), "layers": model.config.n_layer}
     lora.add(model, lora.LoRA(rank=rank, alpha=2.0 * rank, dropout=0, targets=tuple(lora.TARGETS), **facts), seed=rank)
+    mx.random.seed(rank)
     model.update(tree_map(lambda a: 0.1 * mx.random.normal(a.shape), model.trainable_parameters()))
     checkpoint.save(folder, model, vocabulary=_vocabulary())
     return folder
