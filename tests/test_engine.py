@@ -1,4 +1,6 @@
+import gc
 import random
+import weakref
 
 import mlx.core as mx
 import numpy as np
@@ -7,7 +9,7 @@ from models import far_from_uniform
 
 from gpt2_mlx import blas, device, tokenizer
 from gpt2_mlx.config import GPT2Config
-from gpt2_mlx.generation import sampling
+from gpt2_mlx.generation import decoder, sampling
 from gpt2_mlx.generation.capacity import alike_rows, equal_row_counts, slots_that_fit
 from gpt2_mlx.generation.engine import Engine
 from gpt2_mlx.generation.params import SamplingParams
@@ -331,3 +333,37 @@ def test_a_gpu_decodes_any_number_of_rows(model, monkeypatch):
     assert equal_row_counts(model) == tuple(range(1, 33))
     monkeypatch.setattr(mx.cuda, "is_available", lambda: True)
     assert equal_row_counts(model) == (1, 2, 4, 8, 16, 32)
+
+
+def test_a_text_gives_up_its_slot_though_it_has_read_nothing(model):
+    """Of a crowd that has all slots of a new engine; the others wait for the first to read their prompt."""
+    engine, params = Engine(model, 16), SamplingParams(max_tokens=4, temperature=0)
+    crowd = [engine.add([5] * 40, params, request=1) for _ in range(16)]
+    begun = engine.step()
+    late = engine.add([6], params, request=2)
+    texts = run(engine, *crowd, late)
+    assert all(
+        tokens_of([o for o in begun if o.id == id] + texts[id]) == alone(model, [5] * 40, params) for id in crowd
+    )
+    assert tokens_of(texts[late]) == alone(model, [6], params)
+
+
+def test_an_engine_that_nobody_has_frees_its_memory_at_once(model):
+    """Not when Python looks for cycles: its cache is large."""
+    gc.disable()
+    try:
+        engine = Engine(model, 2, n_prefixes=2, speculate=2, draft_model=model)
+        run(engine, engine.add([5] * 40, SamplingParams(max_tokens=9)))
+        left = weakref.ref(engine), weakref.ref(engine._decoder)
+        del engine
+        assert [each() for each in left] == [None, None]
+    finally:
+        gc.enable()
+
+
+def test_only_the_passes_used_last_are_kept(model, monkeypatch):
+    monkeypatch.setattr(decoder, "MOST_PASSES", 2)
+    engine = Engine(model, 4)
+    for n in (1, 2, 4, 1):
+        run(engine, *(engine.add([5], SamplingParams(max_tokens=3)) for _ in range(n)))
+        assert 1 <= len(engine._decoder._passes) <= 2

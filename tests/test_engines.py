@@ -1,6 +1,5 @@
 """Several engines behind one: each sequence gets the text that its checkpoint gives it alone."""
 
-import gc
 import itertools
 import weakref
 from pathlib import Path
@@ -131,7 +130,6 @@ def test_an_engine_without_work_is_kept_for_a_while_and_then_let_go(engines, mad
     del first
     monkeypatch.setattr("gpt2_mlx.serving.engines.KEEP_SECONDS", 0.0)
     engines.take_news()
-    gc.collect()
     assert engines.loaded == (OLD,) and made[NEW]() is None, "its memory is still held"
 
 

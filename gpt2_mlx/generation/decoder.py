@@ -11,11 +11,14 @@ from .adapters import Adapters
 from .capacity import equal_row_counts
 from .rows import Row
 
+MOST_PASSES = 128  # that are kept; with 12 layers each takes 2 MB
+
 
 class Decoder:
     """Decodes rows with a model and its cache, in groups of slots.
 
     A pass is compiled for each shape, since building its graph takes Python as long as a fast GPU takes to compute it.
+    Those used last are kept.
 
     Attributes:
         row_counts: the numbers of rows, padding included, that a pass may have.
@@ -82,16 +85,20 @@ class Decoder:
     def _pass(self, view: CacheView, is_adapted: bool) -> Callable[..., mx.array]:
         """The pass for views of this shape: tokens (B, 1), adapters (B,) and the view's arrays -> logits (B, V)."""
         shape = *view.shape, is_adapted
-        if shape not in self._passes:
-            state = [self._cache.keys, self._cache.values]
-
-            def logits(tokens: mx.array, numbers: mx.array, *arrays: mx.array) -> mx.array:
-                with self._adapters.chosen(numbers if is_adapted else 0):
-                    hidden = self._model.hidden(tokens, cache=view.of(arrays))  # (B, 1, C)
-                return head(self._model, hidden[:, 0])
-
-            self._passes[shape] = mx.compile(logits, inputs=state, outputs=state)
+        self._passes[shape] = self._passes.pop(shape, None) or self._compiled(view, is_adapted)
+        if len(self._passes) > MOST_PASSES:
+            del self._passes[next(iter(self._passes))]
         return self._passes[shape]
+
+    def _compiled(self, view: CacheView, is_adapted: bool) -> Callable[..., mx.array]:
+        model, adapters, state = self._model, self._adapters, [self._cache.keys, self._cache.values]
+
+        def logits(tokens: mx.array, numbers: mx.array, *arrays: mx.array) -> mx.array:
+            with adapters.chosen(numbers if is_adapted else 0):
+                hidden = model.hidden(tokens, cache=view.of(arrays))  # (B, 1, C)
+            return head(model, hidden[:, 0])
+
+        return mx.compile(logits, inputs=state, outputs=state)
 
 
 def _has_drafts(rows: list[Row]) -> bool:

@@ -1,11 +1,11 @@
 """The engine: continuous batching of sequences with one model and one cache. A step is schedule, prefill, decode."""
 
 import dataclasses
+import functools
 import itertools
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import wait
-from functools import cached_property
 
 import mlx.core as mx
 import numpy as np
@@ -65,7 +65,9 @@ class Engine:
         draft_model: GPT2 | None = None,
     ):
         self.model, self._adapters = model, Adapters(model) if adapters is None else adapters
-        self.prefixes, self._tell_pass = Prefixes(n_prefixes), on_pass
+        self.prefixes = Prefixes(n_prefixes)
+        self._sequences: dict[int, Sequence] = {}
+        self._on_pass = functools.partial(_tell_pass, on_pass, self._sequences)  # no method: it would keep the engine
         self.block_size, self.vocab_size = model.config.block_size, model.config.vocab_size
         self._cache = KVCache(model.config, n_slots, model.dtype)
         self._prefill = Prefill(model, self._cache, self.prefixes, self._on_pass, self._adapters)
@@ -75,7 +77,6 @@ class Engine:
         how = speculate, self._decoder.row_counts, encoding.eot_token if encoding else None
         self._drafter = ModelDrafter(draft_model, n_slots, *how, self._on_pass) if draft_model else Drafter(*how)
         self._scheduler, self._encoding = Scheduler(n_slots), encoding
-        self._sequences: dict[int, Sequence] = {}
 
     def add(
         self,
@@ -118,7 +119,8 @@ class Engine:
 
     def step(self) -> list[Output]:
         """Let every running sequence read a chunk of its prompt or draw a token."""
-        if parked := self._scheduler.make_room():
+        parked = self._scheduler.make_room()
+        if parked and parked.cached:
             parked.parked = self._cache.read(parked.slot, 0, parked.cached)
         for sequence in self._scheduler.admit():
             if sequence.parked:
@@ -243,13 +245,17 @@ class Engine:
         self._finish(sequence, "failed")
         return Output(sequence.id, (), failure=why)
 
-    def _on_pass(self, ids: list[int], n_tokens: int) -> None:
-        compiling = [s.id for s in self._sequences.values() if s.compiling and not s.matcher]
-        self._tell_pass(list(dict.fromkeys([*ids, *compiling])), n_tokens)
-
-    @cached_property
+    @functools.cached_property
     def _matchers(self):
         from .constraints import Matchers  # here, since its package takes 40 ms
 
         assert self._encoding, "constraints need the tokenizer"
         return Matchers(self._encoding, self.vocab_size)
+
+
+def _tell_pass(
+    on_pass: Callable[[list[int], int], None], sequences: dict[int, Sequence], ids: list[int], n_tokens: int
+) -> None:
+    """Tell of a pass, and of the sequences whose constraints are compiled beside it."""
+    compiling = [s.id for s in sequences.values() if s.compiling and not s.matcher]
+    on_pass(list(dict.fromkeys([*ids, *compiling])), n_tokens)
