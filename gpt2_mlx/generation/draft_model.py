@@ -68,7 +68,7 @@ class Follower:
         self.rate = judge(self.rate, drawn, self.latest, MEMORY)
         if n:
             del own.context[-n:], own.generated[-n:]
-            own.cached = min(own.cached, len(own.context) + right)
+            own.cached = min(own.cached, len(own.context) + min(right, len(drawn) - 1))  # the last one is read later
         for token in drawn:
             own.append(token)
         self.latest = []
