@@ -237,6 +237,31 @@ def test_a_pass_names_each_sequence_once(model):
     assert all(len(named) == len(set(named)) for named in passes) and {*ids} == {id for named in passes for id in named}
 
 
+@pytest.mark.parametrize("limit, ends", [(600, {149}), (300, range(80, 100))])
+def test_what_other_texts_did_with_a_constraint_ends_no_text(monkeypatch, limit, ends):
+    """Copies of a state share what its limit counts."""
+    monkeypatch.setattr(constraints, "LIMITS", llguidance.LLParserLimits(max_lexer_states=limit))
+    encoding = tokenizer.of_merges([]).encoding
+    constraint = Constraint("regex", "[a-z ]{0,200}(cat|dog)[a-z ]{0,200}")
+
+    def end_of(text: int, matchers: Matchers) -> int:
+        matcher, pick = matchers.make(constraint), np.random.default_rng(text)
+        for n in range(150):
+            allowed = matcher.allowed()
+            if matcher.error:
+                return n
+            allowed[encoding.eot_token] = False
+            matcher.add(int(pick.choice(np.flatnonzero(allowed))))
+            if n % 7 == 0:
+                matcher.copy().add(int(np.flatnonzero(matcher.allowed())[-1]))  # as a draft does
+        return n
+
+    shared = Matchers(encoding, encoding.n_vocab)
+    found = [end_of(text, shared) for text in range(8)]
+    assert found == [end_of(text, Matchers(encoding, encoding.n_vocab)) for text in range(8)]
+    assert {*found} <= {*ends}
+
+
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("draw", [0.0, 1 - 2.0**-24])
 def test_no_draw_takes_what_is_forbidden(way, draw):

@@ -5,9 +5,9 @@ llguidance keeps the state. A token costs some hundredths of a millisecond where
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import llguidance
 import numpy as np
@@ -41,28 +41,38 @@ class Matcher:
     """The state of one text that follows a constraint.
 
     Args:
-        state: llguidance's; nobody else's.
+        state: llguidance's. Copies of it share a lexer, of which the limits count all states, whoever reached them.
         vocab_size: V.
+        anew: makes the state of an empty text that shares nothing. The text goes through it where the state comes to an
+            error: if that was due to other texts, it goes on.
     """
 
-    def __init__(self, state: llguidance.LLMatcher, vocab_size: int):
-        self._state, self._vocab_size = state, vocab_size
+    def __init__(self, state: llguidance.LLMatcher, vocab_size: int, anew: Callable[[], llguidance.LLMatcher]):
+        self._state, self._vocab_size, self._anew = state, vocab_size, anew
+        self._tokens: list[int] = []
 
     def allowed(self) -> np.ndarray:
         """Which tokens may come next, (V,) bool; <|endoftext|> where the text may end. All, if there is an `error`."""
-        bits = allocate_token_bitmask(1, self._vocab_size)
-        fill_next_token_bitmask(self._state, bits)
+        bits = self._mask()
+        if self._state.is_error():
+            self._go_through_anew()
+            bits = self._mask()
         if self._state.is_error():
             return np.ones(self._vocab_size, bool)
         return np.unpackbits(bits.view(np.uint8), bitorder="little", count=self._vocab_size).view(bool)
 
     def add(self, token: int) -> None:
         """Go on with a token that is allowed."""
+        self._tokens.append(token)
         self._state.consume_token(token)
+        if self._state.is_error():
+            self._go_through_anew()
 
     def copy(self) -> "Matcher":
         """The same state, of which neither changes with the other."""
-        return Matcher(self._state.deep_copy(), self._vocab_size)
+        copy = Matcher(self._state.deep_copy(), self._vocab_size, self._anew)
+        copy._tokens = [*self._tokens]
+        return copy
 
     @property
     def error(self) -> str | None:
@@ -74,6 +84,17 @@ class Matcher:
     def is_complete(self) -> bool:
         """Whether the text is whole and nothing may follow."""
         return self._state.is_stopped() and not self._state.is_error()
+
+    def _mask(self) -> np.ndarray:
+        bits = allocate_token_bitmask(1, self._vocab_size)
+        fill_next_token_bitmask(self._state, bits)
+        return bits
+
+    def _go_through_anew(self) -> None:
+        self._state = self._anew()
+        for token in self._tokens:
+            self._mask()  # this reaches states, too
+            self._state.consume_token(token)
 
 
 class Matchers:
@@ -99,11 +120,15 @@ class Matchers:
         self._ready[constraint] = state
         if len(self._ready) > MAX_KEPT:
             del self._ready[next(iter(self._ready))]
-        return Matcher(state.deep_copy(), self._vocab_size)
+        return Matcher(state.deep_copy(), self._vocab_size, partial(self._anew, constraint))
 
     def begin(self, constraint: Constraint) -> Future[Matcher]:
         """As `make`, in a thread: it may take a second, during which others can go on."""
         return self._thread.submit(self.make, constraint)
+
+    def _anew(self, constraint: Constraint) -> llguidance.LLMatcher:
+        self._ready.pop(constraint, None)  # its lexer is full, say; the next text begins with another
+        return self._build(constraint)
 
     def _build(self, constraint: Constraint) -> llguidance.LLMatcher:
         if constraint.kind == "json_schema":
