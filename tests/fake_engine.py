@@ -36,6 +36,7 @@ class FakeEngine:
         self.gate.set()
         self.checkpoint = Path("verse/step-00000001")
         self.unloadable = set()  # checkpoints that cannot be loaded
+        self.deadly = set()  # checkpoints whose loading ends the process
         self.cancelled, self.begun = [], 0
         self.prompts, self.noted = [], 0  # that came, and how many of them with the wish for their numbers
         self.killed = threading.Event()
@@ -79,7 +80,7 @@ class FakeEngine:
             self.dies_at = None
             raise Killed
         while self.waiting and len(self.running) < self.n_slots:
-            id, prompt, params = self.waiting.popleft()
+            id, prompt, params = self.waiting.pop() if self.in_reverse else self.waiting.popleft()
             self.running[id] = [prompt, params, 0]
             self.on_pass([id], len(prompt))
             if POISON in prompt:
@@ -120,6 +121,8 @@ class FakeEngine:
         return Token(id, -0.5, tuple((id + i, -0.5 - i) for i in range(params.logprobs)))
 
     def swap(self, checkpoint):
+        if checkpoint.name in self.deadly:
+            raise Killed
         if checkpoint.name in self.unloadable:
             self.news.append(NotLoaded(checkpoint, "no such checkpoint"))
         else:

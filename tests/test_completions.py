@@ -136,6 +136,18 @@ def test_each_sample_echoes_its_prompts_log_probabilities_whichever_comes_first(
     assert all(len(choice["logprobs"]["tokens"]) > max_tokens for choice in expected)
 
 
+def test_a_sample_that_waited_for_its_prompts_numbers_ends_at_its_stop_string(client):
+    """It was drawn up to max_tokens meanwhile: what came after the stop string is none of its text."""
+    body = {"prompt": "Say:", "echo": True, "logprobs": 0, "n": 2, "max_tokens": 30, "stop": "or not"}
+    expected = client.completion(**body)
+    client.fake.in_reverse, client.fake.n_slots = True, 1
+    answer = client.completion(**body)
+    assert answer["choices"] == expected["choices"] and answer["usage"] == expected["usage"]
+    events = client.events(COMPLETIONS, body)
+    ends = [choice["index"] for event in events for choice in event["choices"] if choice["finish_reason"]]
+    assert sorted(ends) == [0, 1]
+
+
 def test_tokens_that_the_context_does_not_hold_have_no_log_probability(client):
     ids = [1] * 100  # the small engine's context has 64
     logprobs = client.completion(prompt=ids, echo=True, logprobs=0, max_tokens=1)["choices"][0]["logprobs"]

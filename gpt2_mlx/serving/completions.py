@@ -103,6 +103,8 @@ class Generation:
         with as_api_errors():
             async for number, output in self._in_order():
                 choice = self.choices[number]
+                if choice.is_whole:  # it ended at a stop string, and this waited meanwhile
+                    continue
                 delta = await beside(len(output.prompt), choice.take, output)
                 self._observe(choice, output)
                 if delta.finish_reason:
