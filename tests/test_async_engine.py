@@ -298,3 +298,53 @@ def test_a_process_that_cannot_start_again_costs_those_who_wait_and_is_tried_aga
         assert await ids_of(engine.submit([job()])) == {0: script(0, 5)}
 
     served(test)
+
+
+def test_a_process_for_which_there_is_no_memory_is_started_later(fake, monkeypatch):
+    monkeypatch.setattr(async_engine, "LONGEST_WAIT", 0.05)
+    refusals = [OSError("no memory"), BrokenPipeError("it ended at once")]
+    restarts = []
+
+    def launch(checkpoint):
+        if fake.begun and refusals:
+            raise refusals.pop()
+        return ThreadProcess(fake)
+
+    async def main():
+        engine = AsyncEngine(launch, fake.checkpoint, max_queue=8)
+        engine.on_restart = lambda: restarts.append(1)
+        engine.start()
+        await until(lambda: not engine.closed)
+        submission = engine.submit([job(10**9)])
+        await anext(submission)
+        fake.killed.set()
+        with pytest.raises(Unavailable, match="the engine cannot be started: it ended at once"):
+            await ids_of(submission)
+        await until(lambda: engine.unready is None)
+        assert await ids_of(engine.submit([job()])) == {0: script(0, 5)}
+        assert not refusals and len(restarts) == 1
+        await engine.stop()
+
+    asyncio.run(main())
+
+
+def test_a_checkpoint_whose_loading_ends_the_process_is_not_loaded_again_at_once(served, fake):
+    async def test(engine):
+        fake.deadly.add("step-00000009")
+        submission = engine.submit([job(50)])
+        engine.swap(Path("verse/step-00000009"))
+        assert await ids_of(submission) == {0: script(0, 50)}
+        assert fake.begun == 2 and engine.swapping is None and engine.unready is None
+
+    served(test)
+
+
+def test_a_swap_while_a_process_starts_is_not_lost(served, fake):
+    async def test(engine):
+        engine.on_restart = lambda: engine.swap(Path("verse/step-00000009"))
+        fake.dies_at = 3
+        await ids_of(engine.submit([job()]))
+        await until(lambda: engine.checkpoint == Path("verse/step-00000009"))
+        assert engine.swapping is None
+
+    served(test)

@@ -109,6 +109,14 @@ def test_serve_goes_over_to_a_new_best_and_drops_nobody(tmp_path):
         assert "gpt2_checkpoint_step 6.0" in http.get(url + "/metrics").text.split("\n")
         card = http.get(url + "/card").json()
         assert card["watch"] and card["checkpoint"]["name"] == "step-00000006"
+        half = add_checkpoint(run, 8)
+        whole = (half / "config.json").read_bytes()
+        (half / "config.json").write_bytes(whole[:40])  # a copy has come so far
+        checkpoint.mark(run, "best", half)
+        eventually(lambda: "step-00000008 could not be loaded" in (tmp_path / "log").read_text())
+        (half / "config.json").write_bytes(whole)
+        eventually(lambda: http.get(url + "/ready").json()["checkpoint"] == "step-00000008")
+        assert "gpt2_engine_restarts_total 0.0" in http.get(url + "/metrics").text.split("\n")
 
 
 @pytest.mark.parametrize("path", ["verse/best", "verse/step-00000002"])

@@ -166,26 +166,25 @@ class AsyncEngine:
             self._pipe.write(messages.pack(message))
 
     async def _supervise(self, on_failure: Callable[[], None]) -> None:
-        trials = 0  # to start it again, in vain
-        while True:
-            how = await self._attend()
-            if not self._loaded:
-                self.failure = how
-                on_failure()
-                return
+        how, trials = await self._attend(), 0  # to start it again, in vain
+        while self._loaded:
             log.error("the engine's process ended: %s; another is started", how)
-            self.n_running, was_loaded = 0, self._trouble is None
+            trials = trials + 1 if self._trouble else 0
             self._trouble = f"the engine's process ended ({how}), and another is starting"
-            if was_loaded:
-                trials = 0
-                if submission := self._jobs.died(self._pulse.at_work.ids):
-                    submission.put(EngineFailed("the engine failed twice on this request"))
-            else:
-                trials += 1
+            self.n_running, self.swapping = 0, None
+            if trials:
                 self._end_all(f"the engine cannot be started: {how}")
                 await asyncio.sleep(min(LONGEST_WAIT, 2**trials))
-            self.on_restart()
-            self._process = self._launch(self.checkpoint)
+            elif submission := self._jobs.died(self._pulse.at_work.ids):
+                submission.put(EngineFailed("the engine failed twice on this request"))
+            try:
+                self._process = self._launch(self.checkpoint)
+                self.on_restart()
+                how = await self._attend()
+            except OSError as error:  # there is no memory for another process, say
+                how = str(error)
+        self.failure = how
+        on_failure()
 
     async def _attend(self) -> str:
         """Talk to the process until it has ended; returns how."""
@@ -195,7 +194,7 @@ class AsyncEngine:
         self._pulse.begin()
         self._jobs.rewind()
         self._send_due()
-        if self.swapping:
+        if self.swapping:  # asked for while it started
             self._send(Swap(self.swapping))
         watching, how = loop.create_task(self._pulse.watch(self._is_due, self._process.kill)), ""
         try:

@@ -53,7 +53,7 @@ def main() -> None:
         def load(folder: Path) -> Loading:
             folders = served.folders if folder == served.base else {}
             beside = adapters.size(folders, pretrained.read_config(folder), dtype)
-            return loading(folder, dtype, config.quantize, functools.partial(make, folders), beside)
+            return (yield from loading(folder, dtype, config.quantize, functools.partial(make, folders), beside))
 
         def make(folders: dict[str, Path], model: GPT2, folder: Path) -> Engine:
             own = Adapters(model, folders)
