@@ -32,6 +32,11 @@ def test_a_form_of_another_page_is_refused(client, origin):
     check_error(client.get("/card", headers={"host": "localhost:5001", "origin": origin}), 403)
 
 
+@pytest.mark.parametrize("headers", [{"host": "[abc"}, {"host": "a]b"}, {"origin": "http://[x"}])
+def test_what_is_no_address_is_refused(client, headers):
+    assert "is no address" in check_error(ask(client, **{"host": "localhost"} | headers), 403)["message"]
+
+
 def test_the_page_itself_is_answered(client):
     assert ask(client, host="localhost:5001", origin="http://localhost:5001").status_code == 200
 

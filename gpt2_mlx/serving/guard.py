@@ -38,10 +38,13 @@ class Guard:
 
     def _refusal(self, headers: Headers) -> str | None:
         host, origin = headers.get("host", "").lower(), headers.get("origin")
-        name = urlsplit(f"//{host}").hostname or ""
+        try:
+            name, theirs = urlsplit(f"//{host}").hostname or "", urlsplit(origin or "").netloc.lower()
+        except ValueError:
+            return f"the Host is {host[:80]!r} and the Origin {(origin or '')[:80]!r}; one of them is no address"
         if self._checks_host and name and name not in self._hosts and not _is_loopback(name):
             return f"the Host is {host[:80]!r}; it must be a loopback name, or one given with --allowed-host"
-        if origin is None or "*" in self._origins or origin in self._origins or urlsplit(origin).netloc.lower() == host:
+        if origin is None or "*" in self._origins or origin in self._origins or theirs == host:
             return None
         return f"the Origin is {origin[:80]!r}; it must be this server's own, or one given with --cors-origin"
 
