@@ -132,22 +132,33 @@ def test_as_much_is_drafted_as_pays(model):
     assert len(set(crowd)) == 1 and 0 < crowd[0] <= 7  # 32 rows
 
 
-def test_a_text_that_was_not_guessed_is_tried_again_after_pauses_that_grow(model, monkeypatch):
-    monkeypatch.setattr(draft_model, "MOST_PAUSE", 3 * draft_model.PAUSE)
+def test_a_text_that_was_not_guessed_is_tried_again_after_a_pause(model):
     made = drafter(model)
-    text = sequence(rate=0.0, max_tokens=1000)
+    text = sequence(rate=0.0, max_tokens=300)
     tries = []
-    for step in range(12 * draft_model.PAUSE):
+    for step in range(200):
         [draft] = made.drafts([text])
         tries += [step] if draft else []
-        is_fourth = len(tries) == 4 and bool(draft)
-        drawn = [*draft[:1], 0] if is_fourth else [(draft[0] + 1) % 256 if draft else 0]
-        for token in drawn:
-            text.append(token)
-        made.learn(text, drawn)
-        text.guesses.rate = float(is_fourth)  # so the fifth pays, and the pause is the first one again
-    pauses = [after - before - 1 for before, after in itertools.pairwise([-1, *tries])]
-    assert pauses == [draft_model.PAUSE * n for n in (1, 2, 3, 3, 0, 1, 2)][: len(pauses)] and len(pauses) >= 6
+        wrong = (draft[0] + 1) % 256 if draft else 0
+        text.append(wrong)
+        made.learn(text, [wrong])
+    assert tries == [draft_model.PAUSE, 2 * draft_model.PAUSE + 1, 3 * draft_model.PAUSE + 2]
+
+
+def test_trials_take_a_small_share_of_the_time(model, monkeypatch):
+    monkeypatch.setattr(draft_model.time, "perf_counter", itertools.count(0.0, 1.0).__next__)  # each takes seconds
+    made = drafter(model)
+    text = sequence(rate=0.0, max_tokens=3000)
+    tries = []
+    for step in range(2000):
+        [draft] = made.drafts([text])
+        tries += [step] if draft else []
+        text.append(0)
+        made.learn(text, [0 if not draft or draft[0] else 1])
+        text.guesses.rate = 0.0
+        made.note(1, 1.0)
+        assert made._tried <= draft_model.TRIED * made._seconds + 10
+    assert 3 < len(tries) < 1999 // draft_model.PAUSE
 
 
 @pytest.mark.parametrize(

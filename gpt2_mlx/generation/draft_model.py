@@ -24,8 +24,8 @@ from .scheduler import Sequence
 FIRST_RATE = 0.5  # how often a guess is right, as long as nothing is known
 LONG_MEMORY = 64  # the rate with which a text begins is that of about so many guesses for others
 PAUSE = 64  # steps without a draft after which one is tried, since a text may have become easier to guess
-MOST_PAUSE = 16 * PAUSE  # pauses grow up to this, as long as no draft pays
 TRIAL = 2  # the tokens of such a draft
+TRIED = 0.01  # the largest share of the time that such drafts may take, the reading of their texts included
 MOST_READ = 4  # texts of which a chunk is read in a step, so that the others do not wait for long
 
 
@@ -111,16 +111,21 @@ class ModelDrafter:
         self._prefill = Prefill(model, self._cache, Prefixes(0), on_pass, adapters)
         self._decoder = Decoder(model, self._cache, adapters)
         self._costs, self._own_costs = Costs(row_counts), Costs(self._decoder.row_counts)
-        self._rate, self._n_idle, self._pause = FIRST_RATE, 0, PAUSE
+        self._rate, self._n_idle = FIRST_RATE, 0
+        self._is_trial = False  # whether the latest draft is one
+        self._seconds = self._tried = 0.0  # in passes of the large model, and in trials
         self._holders: dict[int, Follower] = {}  # whose text each slot of the cache has
 
     def drafts(self, sequences: list[Sequence]) -> list[list[int]]:
         """The tokens to draft for each of the sequences, which are in the order of their slots."""
+        began = time.perf_counter()
         followers = [(sequence, self._follower(sequence)) for sequence in sequences if not sequence.params.cold]
         n = self._length(sequences, [follower.rate for _, follower in followers]) if followers else 0
         if n:
             self._write({follower: min(n, follower.room(sequence)) for sequence, follower in followers})
-        self._count(is_drafted=any(follower.latest for _, follower in followers))
+        self._n_idle = 0 if any(follower.latest for _, follower in followers) else self._n_idle + 1
+        if self._is_trial:
+            self._tried += time.perf_counter() - began
         return [[] if sequence.params.cold else list(sequence.guesses.latest) for sequence in sequences]
 
     def learn(self, sequence: Sequence, drawn: list[int]) -> None:
@@ -131,6 +136,7 @@ class ModelDrafter:
 
     def note(self, n_rows: int | None, seconds: float) -> None:
         """As `Drafter.note`; the seconds are those of the large model's pass."""
+        self._seconds += seconds
         if n_rows:
             self._costs.note(n_rows, seconds)
 
@@ -148,7 +154,7 @@ class ModelDrafter:
 
     def _length(self, sequences: list[Sequence], rates: list[float]) -> int:
         """How many tokens to draft for each sequence, where guesses for these are right with these rates."""
-        n_slots = sequences[-1].slot + 1
+        self._is_trial, n_slots = False, sequences[-1].slot + 1
         if not self._most or n_slots > self._row_counts[-1]:
             return 0
         most = min(self._most, (self._row_counts[-1] - len(sequences)) // len(rates))
@@ -166,15 +172,9 @@ class ModelDrafter:
             tokens += sum(rate**n for rate in rates)
             if seconds := self._costs.of(max(n_rows, plain), plain):
                 gains[n] = tokens / (seconds + (n + 1) * own_seconds)  # the last one is read before the next draft
-        if best := max(gains, key=gains.get):
-            self._pause = PAUSE
-        return min(most, TRIAL) if best == 0 and self._n_idle >= self._pause else best
-
-    def _count(self, is_drafted: bool) -> None:
-        """Count the steps without a draft. The pause after a trial is twice as long as the one before."""
-        if is_drafted and self._n_idle >= self._pause:
-            self._pause = min(2 * self._pause, MOST_PAUSE)
-        self._n_idle = 0 if is_drafted else self._n_idle + 1
+        best = max(gains, key=gains.get)
+        self._is_trial = best == 0 and self._n_idle >= PAUSE and self._tried <= TRIED * self._seconds
+        return min(most, TRIAL) if self._is_trial else best
 
     def _write(self, lengths: dict[Follower, int]) -> None:
         """Write drafts of these lengths for the texts that the small model has read; of some others read a chunk."""
