@@ -82,6 +82,12 @@ def test_nothing_is_drafted_where_it_does_not_pay():
     assert lengths(drafter(NEVER), sequence(0, 0.99)) == [0]
 
 
+@pytest.mark.parametrize(("rate", "drafted"), [(0.1, 0), (0.3, 1)])
+def test_a_place_that_is_free_is_no_reason_for_a_draft_that_brings_next_to_nothing(rate, drafted):
+    """Three texts take a pass of four rows; one of another shape may have to be built."""
+    assert lengths(drafter(PAYS), sequence(0, rate), sequence(1, 0.0), sequence(2, 0.0)) == [drafted, 0, 0]
+
+
 def test_a_new_text_is_not_drafted_until_a_guess_was_right():
     made, text = drafter(PAYS), sequence(0)
     assert lengths(made, text) == [0]

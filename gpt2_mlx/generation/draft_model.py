@@ -14,7 +14,7 @@ from ..kv_cache import KVCache
 from ..model import GPT2
 from .adapters import Adapters
 from .decoder import Decoder
-from .drafts import AUTO, MEMORY, Costs, judge, read
+from .drafts import AUTO, MEMORY, Costs, best_of, judge, read
 from .prefill import Prefill
 from .prefixes import Prefixes
 from .rows import Row
@@ -172,7 +172,7 @@ class ModelDrafter:
             tokens += sum(rate**n for rate in rates)
             if seconds := self._costs.of(max(n_rows, plain), plain):
                 gains[n] = tokens / (seconds + (n + 1) * own_seconds)  # the last one is read before the next draft
-        best = max(gains, key=gains.get)
+        best = best_of(gains)
         self._is_trial = best == 0 and self._n_idle >= PAUSE and self._tried <= TRIED * self._seconds
         return min(most, TRIAL) if self._is_trial else best
 

@@ -18,6 +18,7 @@ RUNS = (3, 2)  # how many of the last tokens are looked up, the longest first
 MEMORY = 8  # a row's rate of right guesses is that of about so many of the last
 PASSES = 5  # the quickest of so many of the last passes counts: what else the machine does makes them slower
 UNKNOWN = 1.1  # a pass that was not measured is taken to last this many times as long as the next smaller one
+MARGIN = 1.05  # drafts must make a step so many times as fast: a pass of another shape may have to be built
 AGE = 400  # after so many times its seconds a measurement is forgotten, so that measuring takes little
 
 
@@ -79,6 +80,12 @@ def judge(rate: float, drawn: list[int], guessed: list[int], memory: int) -> flo
         if token != guess:
             break
     return rate
+
+
+def best_of(rates: dict[int, float]) -> int:
+    """The number of drafted tokens with the largest of the rates, tokens a second; 0 where that gains next to nothing."""
+    best = max(rates, key=rates.get, default=0)
+    return best if best and rates[best] > MARGIN * rates[0] else 0
 
 
 class Costs:
@@ -181,7 +188,7 @@ class Drafter:
             n_drafted = min(n - n_sequences, len(worth))
             if n_drafted > 0 and (seconds := self._costs.of(n, plain)):
                 rates[n_drafted] = max(expected[n_drafted] / seconds, rates.get(n_drafted, 0))
-        return max(rates, key=rates.get, default=0)
+        return best_of(rates)
 
 
 def read(speculate: str | int) -> Speculate:
