@@ -83,7 +83,7 @@ def judge(rate: float, drawn: list[int], guessed: list[int], memory: int) -> flo
 
 
 def best_of(rates: dict[int, float]) -> int:
-    """The number of drafted tokens with the largest of the rates, tokens a second; 0 where that gains next to nothing."""
+    """The number of drafted tokens with the largest rate, in tokens a second; 0 where that gains next to nothing."""
     best = max(rates, key=rates.get, default=0)
     return best if best and rates[best] > MARGIN * rates[0] else 0
 
