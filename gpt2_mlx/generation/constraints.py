@@ -119,7 +119,7 @@ class Matchers:
         state = self._ready.pop(constraint, None) or self._build(constraint)
         self._ready[constraint] = state
         if len(self._ready) > MAX_KEPT:
-            del self._ready[next(iter(self._ready))]
+            self._ready.pop([*self._ready][0], None)  # another thread may take it away, in `_anew`
         return Matcher(state.deep_copy(), self._vocab_size, partial(self._anew, constraint))
 
     def begin(self, constraint: Constraint) -> Future[Matcher]:
