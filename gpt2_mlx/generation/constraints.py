@@ -119,7 +119,8 @@ class Matchers:
         state = self._ready.pop(constraint, None) or self._build(constraint)
         self._ready[constraint] = state
         if len(self._ready) > MAX_KEPT:
-            self._ready.pop([*self._ready][0], None)  # another thread may take it away, in `_anew`
+            oldest, *_ = self._ready
+            self._ready.pop(oldest, None)  # another thread may have taken it away, in `_anew`
         return Matcher(state.deep_copy(), self._vocab_size, partial(self._anew, constraint))
 
     def begin(self, constraint: Constraint) -> Future[Matcher]:
